@@ -1,0 +1,38 @@
+"""The exceptions that end a call's path early. Each carries a code of `reasons.py`; anything else is a bug of ours."""
+
+from __future__ import annotations
+
+from fumehood.model import Deny
+from fumehood.reasons import Reason
+
+
+class FumehoodError(Exception):
+    """Something with a code, told to people in one line."""
+
+    def __init__(self, reason: Reason, detail: str = "", *, remedy: str | None = None) -> None:
+        """Carry a code, what exactly went wrong, and a remedy where the code's own is too general."""
+        super().__init__(f"{reason.value}: {detail or reason.meaning}. {remedy or reason.remedy}")
+        self.reason = reason
+        self.detail = detail
+        self.remedy = remedy
+
+
+class Refused(FumehoodError):
+    """Nothing ran, and nothing will. Raised where a `Deny` leaves the path."""
+
+    def __init__(self, deny: Deny) -> None:
+        """Carry the refusal."""
+        super().__init__(deny.reason, deny.detail, remedy=deny.remedy)
+        self.deny = deny
+
+
+class BoxFailed(FumehoodError):
+    """A box could not be made, bound or started, or it went away."""
+
+
+class ExchangeFailed(FumehoodError):
+    """The conversation with a server inside the box went wrong (died, garbage, too large, error)."""
+
+
+class LedgerGone(FumehoodError):
+    """The ledger cannot make a record durable."""

@@ -1,0 +1,360 @@
+"""The frozen values that stages exchange.
+
+Invariants: nothing here does I/O, nothing here imports anything of ours, and every size is in bytes and
+every time in seconds, as its name says. A stage takes the type that only the stage before can make
+(`ToolCall -> Verified -> Verdict -> Grant -> Plan -> Outcome`), so a skipped stage does not type-check.
+Broker and ledger import this module in their privileged processes: standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from fumehood.reasons import Reason
+
+
+class WorkspaceMode(StrEnum):
+    """How a box sees the caller's directory, mounted at /workspace."""
+
+    NONE = "none"
+    RO = "ro"
+    RW = "rw"
+    SCRATCH = "scratch"
+    DIRECT = "direct"
+
+
+class CommitMode(StrEnum):
+    """What happens to the changes of an `rw` workspace after a call that succeeded."""
+
+    AUTO = "auto"
+    ASK = "ask"
+    NEVER = "never"
+
+
+class Scope(StrEnum):
+    """Whether a box serves one call or a session of calls."""
+
+    CALL = "call"
+    SESSION = "session"
+
+
+class UserNamespace(StrEnum):
+    """Whether a box without a user namespace of its own is acceptable (Docker without userns-remap has none)."""
+
+    ALWAYS = "always"
+    WHEN_POSSIBLE = "when-possible"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one box may use. `output_bytes` counts per stream; `disk_bytes` is the scratch or overlay upper layer."""
+
+    cpu: float = 1.0
+    memory_bytes: int = 512 * 2**20
+    pids: int = 128
+    wall_s: float = 60.0
+    idle_s: float | None = None
+    output_bytes: int = 2**20
+    result_bytes: int = 8 * 2**20
+    disk_bytes: int = 256 * 2**20
+    disk_unlimited: bool = False
+    tmp_bytes: int = 64 * 2**20
+    open_files: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOnlyMount:
+    """A host directory seen read-only (through an overlay, rule 12) at /mnt/<name> in the box."""
+
+    source: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filesystem:
+    """The profile's filesystem part. `protect` holds workspace-relative glob patterns (gitignore-like, `/`-separated)."""
+
+    workspace: WorkspaceMode = WorkspaceMode.NONE
+    commit: CommitMode = CommitMode.AUTO
+    protect: tuple[str, ...] = ()
+    mounts: tuple[ReadOnlyMount, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArgumentTest:
+    """One comparison on a system call's argument, as libseccomp names them (`eq ne lt le gt ge masked_eq`)."""
+
+    index: int
+    op: str
+    value: int
+    mask: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeccompRule:
+    """`action` is `allow`, `errno` (with `errno`) or `kill`; a rule holds when all `tests` hold."""
+
+    names: tuple[str, ...]
+    action: str
+    errno: int = 0
+    tests: tuple[ArgumentTest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeccompPolicy:
+    """A system call policy: names no rule speaks of fail with `default_errno`. Native ABI only.
+
+    `default_errno` None allows them: for filters of our own processes, never for a box (the broker refuses it).
+    """
+
+    name: str
+    default_errno: int | None
+    rules: tuple[SeccompRule, ...]
+
+    @property
+    def digest(self) -> str:
+        """`sha256:<hex>` of the canonical JSON form, without the name: two names for one policy share a filter."""
+        return digest_of({"default_errno": self.default_errno, "rules": [asdict(rule) for rule in self.rules]})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What an operator allows a tool, every default filled in. `tools` etc. hold names; `None` means all of them."""
+
+    name: str
+    digest: str
+    image: str
+    command: tuple[str, ...] = ()
+    scope: Scope = Scope.CALL
+    tools: frozenset[str] | None = frozenset()
+    resources: frozenset[str] | None = frozenset()
+    prompts: frozenset[str] | None = frozenset()
+    engine: str | None = None
+    runtime: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    filesystem: Filesystem = field(default_factory=Filesystem)
+    seccomp: SeccompPolicy
+    environment: tuple[tuple[str, str], ...] = ()
+    user_namespace: UserNamespace = UserNamespace.WHEN_POSSIBLE
+    accept_risk: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """One image in the store. `digest` is `sha256:<hex>` of its normalised root tar; `docker_id` the engine's id or None."""
+
+    name: str
+    digest: str
+    docker_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sender:
+    """Who asks. `uid` is the kernel's word (the process's own, or SO_PEERCRED), never the caller's."""
+
+    uid: int
+    name: str
+    tenant: str = "local"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A request, before anything about it is believed.
+
+    `task` is the id made by `new_task_id`; `workspace_fd` a directory opened by the caller's own uid (rule 7).
+    `tool` is the MCP tool name, or None for an ad-hoc command of the operator.
+    """
+
+    task: str
+    tool: str | None
+    arguments: Mapping[str, Any]
+    sender: Sender
+    profile: Profile
+    workspace_fd: int | None = None
+    workspace_path: str | None = None
+    front_door: str = "run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deny:
+    """A refusal as a value: the code, the rule that caused it, what was asked, and what to do next."""
+
+    reason: Reason
+    rule: str
+    detail: str = ""
+    remedy: str | None = None
+
+    def line(self) -> str:
+        """One line for a person: `code: detail. remedy`."""
+        said = self.detail or self.reason.meaning
+        return f"{self.reason.value}: {said} [{self.rule}]. {self.remedy or self.reason.remedy}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """A call that is well-formed and whose image is known. Made only by `admission.verify`."""
+
+    call: ToolCall
+    image: Image
+
+
+class Decision(StrEnum):
+    """ALLOW < ASK < DENY; the strictest wins and emptiness denies."""
+
+    ALLOW = "allow"
+    ASK = "ask"
+    DENY = "deny"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What policy says of a verified call. Made only by `admission.policy`."""
+
+    verified: Verified
+    decision: Decision
+    rule: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """Permission to run exactly this call. Made only by `admission.approval`."""
+
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """Everything of a box that the profile and the image alone decide: no argv, workspace, secret or route."""
+
+    image: str
+    docker_image: str | None
+    engine: str | None
+    runtime: str | None
+    cpu: float
+    memory_bytes: int
+    pids: int
+    open_files: int
+    tmp_bytes: int
+    seccomp: SeccompPolicy
+    user_namespace: UserNamespace
+    accept_risk: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """The pool key: `sha256:<hex>` over every field."""
+        return digest_of(asdict(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """What a box holds of one call, added after it was made. `workspace_fd` is a descriptor of the worker's."""
+
+    workspace: WorkspaceMode
+    workspace_fd: int | None
+    workspace_path: str | None
+    disk_bytes: int
+    disk_unlimited: bool
+    mounts: tuple[ReadOnlyMount, ...]
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A grant turned into what the broker will be asked. Made only by `sandbox.plan`."""
+
+    grant: Grant
+    frame: Frame
+    binding: Binding
+
+    @property
+    def call(self) -> ToolCall:
+        """The call this plan carries."""
+        return self.grant.verdict.verified.call
+
+    @property
+    def limits(self) -> Limits:
+        """The profile's limits."""
+        return self.call.profile.limits
+
+
+class Result(StrEnum):
+    """How a call ended. Refused: nothing ran. Failed: it ran and went wrong. Killed: we ended it."""
+
+    OK = "ok"
+    FAILED = "failed"
+    KILLED = "killed"
+    REFUSED = "refused"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the box's cgroup counted, read after its last process was gone. None means the kernel does not say."""
+
+    cpu_user_s: float | None = None
+    cpu_system_s: float | None = None
+    memory_peak_bytes: int | None = None
+    pids_peak: int | None = None
+    oom_kills: int | None = None
+    pids_limit_hits: int | None = None
+    cpu_throttled_s: float | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileChange:
+    """One change of an `rw` workspace, or one file a scratch workspace was left with."""
+
+    path: str
+    kind: str  # added | modified | deleted | directory | symlink
+    size_bytes: int = 0
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one call ended, as callers and records see it. `value` is what an Exchange or a Function returned."""
+
+    task: str
+    result: Result
+    reason: Reason | None = None
+    detail: str = ""
+    rule: str | None = None
+    remedy: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+    stdout_total_bytes: int = 0
+    stderr_total_bytes: int = 0
+    value: Any = None
+    engine: str | None = None
+    container: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    files: tuple[FileChange, ...] = ()
+    files_total: int = 0
+    pending: bool = False
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+def digest_of(value: object) -> str:
+    """`sha256:<hex>` of a value's canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def task_id(time_ms: int, randomness: bytes) -> str:
+    """A lower-case ULID: 26 characters that sort by time. `randomness` is 10 bytes. Source: the ULID specification."""
+    number = (time_ms & (2**48 - 1)) << 80 | int.from_bytes(randomness[:10], "big")
+    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -5, -5))

@@ -1,0 +1,84 @@
+"""Every refusal, kill and failure code: one line, one meaning, one remedy.
+
+Codes are part of the public interface (records, `--json`, MCP errors): never renamed, never reused.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+
+class Reason(StrEnum):
+    """A code with its meaning and what to do next."""
+
+    meaning: str
+    remedy: str
+
+    def __new__(cls, code: str, meaning: str = "", remedy: str = "") -> Self:
+        """Make a member whose value is the code alone; the defaults are for `Reason(code)`, which looks one up."""
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        member.remedy = remedy
+        return member
+
+    # Refused: nothing ran.
+    BAD_REQUEST = "bad_request", "the request is malformed", "Correct the named field and try again."
+    CONFIG_INVALID = "config_invalid", "the configuration is not valid", "Correct the named line."
+    CONFIG_UNSAFE = "config_unsafe", "the file could have been written by someone else", "Fix its owner and mode, or move it."
+    PROFILE_INVALID = "profile_invalid", "the profile is not valid", "Run `fumehood profile lint` on it."
+    PROFILE_UNKNOWN = "profile_unknown", "there is no such profile", "`fumehood profile list` names them all."
+    SECCOMP_FLOOR = "seccomp_floor", "the system call policy allows what no box may do", "Remove the named call from the seccomp file."
+    IMAGE_MISSING = "image_missing", "the image is not in the store", "Build it: `fumehood image build NAME`."
+    IMAGE_UNSAFE = "image_unsafe", "the image could reach outside its root", "Rebuild it without the named path."
+    IMAGE_RECIPE_INVALID = "image_recipe_invalid", "the recipe or its lock is not valid", "Correct the named field."
+    IMAGE_VANISHED = "image_vanished", "a locked version is no longer to be had", "`fumehood image lock --upgrade NAME` takes today's."
+    IMAGE_BUILD_FAILED = "image_build_failed", "a step of building the image failed", "Read the step's last lines above."
+    IMAGE_IN_USE = "image_in_use", "boxes run from this image", "Wait until they have ended."
+    TOOL_NOT_ALLOWED = "tool_not_allowed", "the profile does not allow this tool", "Add it to `tools.allow` if that is right."
+    TOOL_UNKNOWN = "tool_unknown", "the server has no such tool", "List the tools and use one of their names."
+    SCHEMA_UNUSABLE = "schema_unusable", "the tool's input schema cannot be judged safely", "Report it to the server's author."
+    ARGUMENTS_INVALID = "arguments_invalid", "the arguments do not fit the tool's schema", "Correct the named argument."
+    SENDER_DENIED = "sender_denied", "this sender may not call anything", "Run as the owner of the state folder."
+    APPROVAL_UNAVAILABLE = "approval_unavailable", "an approval is needed and nobody can give it", "Change the rule, or run it yourself."
+    UNENFORCEABLE = "unenforceable", "this host cannot enforce what the profile asks", "`fumehood doctor` says what is missing."
+    ENGINE_UNAVAILABLE = "engine_unavailable", "no engine that can make this box answers", "`fumehood doctor` says which engines work and why."
+    RISK_NOT_ACCEPTED = "risk_not_accepted", "the engine's runtime has a known hole", "Upgrade it, or name the risk in `accept_risk`."
+    WORKSPACE_UNREADABLE = "workspace_unreadable", "the workspace directory cannot be opened", "Name a directory that you may read."
+    WORKSPACE_NOT_ALLOWED = "workspace_not_allowed", "this directory may not be given to a box", "Use one of yours, below an allowed root."
+    WORKSPACE_MISSING = "workspace_missing", "the profile needs a workspace and none was given", "Pass --workspace DIR."
+    WORKSPACE_BUSY = "workspace_busy", "another call held the workspace for the whole wall time", "Try again when it has ended."
+    TASK_UNKNOWN = "task_unknown", "there is no such task", "`fumehood tasks` lists them."
+    STATE_NEWER = "state_newer", "the state folder was written by a newer fumehood", "Upgrade fumehood, or use another FUMEHOOD_STATE."
+    STATE_UNAVAILABLE = "state_unavailable", "the state folder cannot be used", "Check that it is yours and that the disk has room."
+    LEDGER_UNAVAILABLE = "ledger_unavailable", "the record could not be written, so nothing ran", "Check the state folder's disk and owner."
+    BUSY = "busy", "no box is free on this host", "Try again later, or raise `boxes` in fumehood.yaml."
+
+    # Killed: we ended it.
+    WALL = "wall", "the call ran into its wall-clock limit", "Raise `limits.wall` if the work needs longer."
+    IDLE = "idle", "the call was silent for longer than its idle limit", "Raise `limits.idle`, or report progress."
+    MEMORY = "memory", "the call ran out of memory", "Raise `limits.memory` if the work needs more."
+    OUTPUT = "output", "the tool wrote 16 times its output limit", "Write less, or raise `limits.output`."
+    CANCELLED = "cancelled", "the caller cancelled the call", "Nothing to do."
+    OPERATOR = "operator", "an operator stopped the call", "Ask the operator."
+    READBACK_MISMATCH = "readback_mismatch", "the kernel did not apply what the plan says", "Run `fumehood doctor`; report it with the record."
+
+    # Failed: it ran, or should have run, and went wrong.
+    EXIT_NONZERO = "exit_nonzero", "the tool ended with a non-zero status", "Read its stderr."
+    SIGNALLED = "signalled", "the tool was ended by a signal", "Read its stderr."
+    NOT_EXECUTABLE = "not_executable", "the command could not be executed in the image", "Check the command and the image."
+    BOX_FAILED = "box_failed", "the box could not be made", "Run `fumehood doctor`; the record has the engine's words."
+    BOX_DIED = "box_died", "the box went away in mid-call", "Try again; the record has what is known."
+    BROKER_DIED = "broker_died", "the privileged process went away", "Start again; the next start sweeps."
+    SERVER_DIED = "server_died", "the MCP server ended before it answered", "Read its stderr in the record."
+    SERVER_GARBAGE = "server_garbage", "the MCP server wrote something that is not the protocol", "Read its stderr in the record."
+    SERVER_ERROR = "server_error", "the MCP server answered with an error", "Read the error."
+    INPUT_REQUIRED = "input_required", "the MCP server wants to ask something in mid-call, and its box is used once", "Give all it needs in the arguments."
+    RESULT_TOO_LARGE = "result_too_large", "the result is over `limits.result`", "Ask for less, or raise `limits.result`."
+    COMMIT_REFUSED = "commit_refused", "the workspace's changes were not safe to apply", "The record names the file; `fumehood diff TASK` shows the rest."
+    COMMIT_FAILED = "commit_failed", "the workspace's changes could not be applied", "`fumehood commit TASK` tries again."
+    INTERNAL = "internal", "a fault of fumehood's own", "Report it with the record."
+
+    # Lost: the runtime died.
+    RUNTIME_DIED = "runtime_died", "the runtime died in mid-call; what the tool did is unknown", "Check before you repeat it."

@@ -1,0 +1,122 @@
+"""Messages between our own processes: one JSON object a datagram on a SEQPACKET pair, descriptors beside it.
+
+Invariants: a datagram is at most `MESSAGE_BYTES` long, holds one JSON object, and carries at most `MESSAGE_FDS`
+descriptors, which arrive close-on-exec. A request is `{"id", "verb", "args"}`; its reply `{"id", "ok"}`,
+`{"id", "deny"}` (fields of `model.Deny`) or `{"id", "fault": {"reason", "detail"}}`. Whatever does not fit this is
+`WireError`, and the receiver ends the connection: our own processes never send it, so it is an attack or a bug.
+Used by privileged processes: standard library only, except that the async client waits through anyio.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fumehood.faults import BoxFailed, FumehoodError, LedgerGone, Refused
+from fumehood.model import Deny
+from fumehood.reasons import Reason
+
+MESSAGE_BYTES = 192 * 1024
+MESSAGE_FDS = 8
+_BUFFER_BYTES = 4 * MESSAGE_BYTES
+
+
+class WireError(Exception):
+    """The other side broke the message format, or is gone."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends, close-on-exec, with room for several of the largest messages."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+    return ends
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """One message as bytes. Raises WireError when it is too long to send."""
+    data = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape")
+    if len(data) > MESSAGE_BYTES:
+        raise WireError(f"a message of {len(data)} bytes is over {MESSAGE_BYTES}")
+    return data
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """The message in a datagram. Raises WireError."""
+    try:
+        message = json.loads(data.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise WireError("not a JSON message") from error
+    if not isinstance(message, dict):
+        raise WireError("not a JSON object")
+    return message
+
+
+def send(sock: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
+    """Send one message. Raises WireError when the other side is gone."""
+    try:
+        socket.send_fds(sock, [encode(message)], list(fds))
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise WireError("the other process is gone") from error
+
+
+def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """The next message and its descriptors, or None at the end. Raises WireError."""
+    try:
+        data, fds, flags, _ = socket.recv_fds(sock, MESSAGE_BYTES + 1, MESSAGE_FDS, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return None
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(data) > MESSAGE_BYTES:
+        close_all(fds)
+        raise WireError("a message or its descriptors are too long")
+    if not data:
+        close_all(fds)
+        return None
+    try:
+        return decode(data), fds
+    except WireError:
+        close_all(fds)
+        raise
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors that nobody will use."""
+    for fd in fds:
+        os.close(fd)
+
+
+def reply_of_error(error: Exception) -> dict[str, Any]:
+    """The part of a reply that tells the caller what went wrong."""
+    if isinstance(error, Refused):
+        deny = error.deny
+        return {"deny": {"reason": deny.reason.value, "rule": deny.rule, "detail": deny.detail, "remedy": deny.remedy}}
+    if isinstance(error, FumehoodError):
+        return {"fault": {"reason": error.reason.value, "detail": error.detail, "kind": type(error).__name__}}
+    return {"fault": {"reason": Reason.INTERNAL.value, "detail": f"{type(error).__name__}: {error}", "kind": ""}}
+
+
+def result_of_reply(reply: Mapping[str, Any]) -> Any:
+    """What a reply carries; raises `Refused`, `LedgerGone` or `BoxFailed` for one that tells of an error."""
+    if "ok" in reply:
+        return reply["ok"]
+    if "deny" in reply:
+        deny = reply["deny"]
+        raise Refused(Deny(reason=Reason(deny["reason"]), rule=deny["rule"], detail=deny["detail"], remedy=deny["remedy"]))
+    fault = reply.get("fault")
+    if not isinstance(fault, dict):
+        raise WireError("a reply without a result")
+    kind = LedgerGone if fault.get("kind") == LedgerGone.__name__ else BoxFailed
+    raise kind(Reason(fault["reason"]), fault["detail"])
+
+
+def request(sock: socket.socket, verb: str, args: Mapping[str, Any], fds: Sequence[int] = ()) -> tuple[Any, list[int]]:
+    """Ask and wait, on a blocking socket that nobody else uses. Returns the result and the descriptors of the reply."""
+    send(sock, {"id": 0, "verb": verb, "args": args}, fds)
+    got = receive(sock)
+    if got is None:
+        raise WireError("the other process is gone")
+    reply, reply_fds = got
+    return result_of_reply(reply), reply_fds
