@@ -1,0 +1,49 @@
+"""The strict model of `fumehood.yaml`, apart from `config` so that commands without a file import no pydantic."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from fumehood.config import MAX_BOXES
+from fumehood.profile.documents import AbsolutePath, Name, Strict, expected
+
+
+def _unix_host(value: object) -> str:
+    # An engine behind TCP runs on a host whose processes we cannot see, so nothing it does could be read back.
+    if not isinstance(value, str) or not value.startswith("unix:///"):
+        raise expected(f"expected unix:///path of a Docker engine on this host, found {value!r}")
+    return value
+
+
+class ConfigDocument(Strict):
+    """What the operator decides for the whole host."""
+
+    state: AbsolutePath | None = Field(default=None, description="The state folder; FUMEHOOD_STATE wins.")
+    engine: Literal["docker", "oci"] | None = Field(default=None, description="The engine of profiles that name none.")
+    boxes: int = Field(default=16, ge=1, le=MAX_BOXES, description="Boxes that may live at once.")
+    workspace_roots: tuple[AbsolutePath, ...] = Field(
+        default=(),
+        strict=False,
+        description="Where workspaces of callers other than the operator may lie. Default: nowhere.",
+    )
+    mount_roots: tuple[AbsolutePath, ...] = Field(
+        default=(), strict=False, description="Where the sources of profiles' mounts may lie. Default: nowhere."
+    )
+    profile_folders: tuple[AbsolutePath, ...] = Field(
+        default=(),
+        strict=False,
+        description="Searched for profiles before the user's, the system's and the shipped ones.",
+    )
+    docker_host: Annotated[str, BeforeValidator(_unix_host)] | None = Field(
+        default=None, description="The Docker engine's socket; default: DOCKER_HOST, or Docker's own default."
+    )
+    runtimes: dict[Literal["runc", "crun", "runsc"], AbsolutePath] = Field(
+        default_factory=dict, description="Absolute paths of runtimes to use instead of those on PATH."
+    )
+    accept_risk: tuple[Name, ...] = Field(
+        default=(),
+        strict=False,
+        description="Ids of known holes of this host's runtimes, as `doctor` names them, that you accept.",
+    )

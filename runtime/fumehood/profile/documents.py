@@ -1,0 +1,232 @@
+"""The strict models of what operators write in a profile: shape, units and ranges of each field by itself.
+
+Unknown fields are refused, nothing is coerced (a quoted "4" is no number, a bare 512 no size), and every message says
+what was expected. What fields mean together is judged in `resolve`. The JSON Schema for editors is generated from
+these models, so it cannot differ from them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from fumehood.profile import units
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+IMAGE_PATTERN = r"^([a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9._-]{1,128})?|sha256:[0-9a-f]{64})$"
+VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
+TOOL_NAME_CHARACTERS = 128
+DISK_UNLIMITED = -1
+
+
+def expected(message: str) -> PydanticCustomError:
+    """An error whose text is exactly `message`."""
+    return PydanticCustomError("expected", "{message}", {"message": message})
+
+
+def _measured(parse: Callable[[object], float], show: Callable[[Any], str], low: float, high: float) -> BeforeValidator:
+    def check(value: object) -> float:
+        try:
+            number = parse(value)
+        except ValueError as error:
+            raise expected(str(error)) from None
+        if not low <= number <= high:
+            raise expected(f"expected between {show(low)} and {show(high)}, found {value}")
+        return number
+
+    return BeforeValidator(check)
+
+
+def _size(low: int, high: int = 2**44) -> tuple[BeforeValidator, WithJsonSchema]:
+    schema = WithJsonSchema({"type": "string", "pattern": units.SIZE_PATTERN, "examples": ["512MiB"]})
+    return _measured(units.bytes_of, units.size_text, low, high), schema
+
+
+def _duration(low: float, high: float = 86_400.0) -> tuple[BeforeValidator, WithJsonSchema]:
+    schema = WithJsonSchema({"type": "string", "pattern": units.DURATION_PATTERN, "examples": ["60s"]})
+    return _measured(units.seconds_of, units.duration_text, low, high), schema
+
+
+def _matching(pattern: str, what: str) -> tuple[BeforeValidator, WithJsonSchema]:
+    compiled = re.compile(pattern)
+
+    def check(value: object) -> str:
+        # fullmatch: `$` alone would let a trailing newline through.
+        if not isinstance(value, str) or not compiled.fullmatch(value):
+            raise expected(f"expected {what}, found {value!r}")
+        return value
+
+    return BeforeValidator(check), WithJsonSchema({"type": "string", "pattern": pattern})
+
+
+def _disk(value: object) -> int:
+    if value == "unlimited":
+        return DISK_UNLIMITED
+    try:
+        count = units.bytes_of(value)
+    except ValueError as error:
+        raise expected(f"{error}, or `unlimited`") from None
+    if not 2**16 <= count <= 2**44:  # a tmpfs of size 0 is one without limit
+        raise expected(f"expected between 64KiB and 16TiB, or `unlimited`, found {value}")
+    return count
+
+
+def _absolute(value: object) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value or ".." in value.split("/"):
+        raise expected(f"expected an absolute path without `..`, found {value!r}")
+    return value.rstrip("/") or "/"
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        hint = f'; write "{value}" in quotes' if isinstance(value, bool | int | float) else ""
+        raise expected(f"expected a string{hint}")
+    if "\0" in value:
+        raise expected("expected a string without NUL")
+    return value
+
+
+def _reserved(value: object) -> Any:
+    if value in (None, [], {}):
+        return None
+    # The type is how `resolve` tells what cannot be enforced from what is badly written.
+    raise PydanticCustomError("unenforceable", "expected nothing: this release cannot enforce it, so it refuses it")
+
+
+def _allowed(value: object) -> Any:
+    if value == "*":
+        return value
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise expected('expected a list of names, or "*" for all of them')
+    for name in value:
+        if name == "*":
+            raise expected('expected names only; for all of them write allow: "*" without a list')
+        if not name or len(name) > TOOL_NAME_CHARACTERS * 16:
+            raise expected(f"expected a name, found {name!r}")
+    return tuple(value)
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Name = Annotated[str, *_matching(NAME_PATTERN, "a name of a-z, 0-9, `.`, `_`, `-`")]
+Variable = Annotated[str, *_matching(VARIABLE_PATTERN, "a variable name of letters, digits and `_`")]
+AbsolutePath = Annotated[str, BeforeValidator(_absolute), WithJsonSchema({"type": "string", "pattern": "^/"})]
+Reserved = Annotated[
+    None,
+    BeforeValidator(_reserved),
+    WithJsonSchema({"description": "Reserved: refused in this release.", "maxItems": 0}),
+]
+Allowed = Annotated[
+    tuple[str, ...] | Literal["*"],
+    BeforeValidator(_allowed),
+    WithJsonSchema({"anyOf": [{"const": "*"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+class Strict(BaseModel):
+    """A model that takes exactly what it names."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Allow(Strict):
+    """What a caller may use of one kind; nothing unless named."""
+
+    allow: Allowed = Field(default=(), description='Names, or "*" for all. Default: none.')
+
+
+class LimitsDocument(Strict):
+    """What one box may use."""
+
+    cpu: float = Field(default=1.0, ge=0.01, le=1024, description="CPUs, such as 0.5 or 2.")
+    memory: Annotated[int, *_size(2**23)] = Field(
+        default=512 * 2**20, description="Memory with its page cache; no swap."
+    )
+    pids: int = Field(default=128, ge=2, le=32768, description="Processes and threads, the box's init included.")
+    wall: Annotated[float, *_duration(0.1)] = Field(default=60.0, description="Time from the request to the result.")
+    idle: Annotated[float, *_duration(0.1)] | None = Field(
+        default=None, description="Longest silence; null for no limit."
+    )
+    output: Annotated[int, *_size(1, 2**30)] = Field(
+        default=2**20, description="Bytes kept of each of stdout and stderr."
+    )
+    result: Annotated[int, *_size(1024, 2**30)] = Field(default=8 * 2**20, description="Bytes of an MCP result.")
+    disk: Annotated[
+        int,
+        BeforeValidator(_disk),
+        WithJsonSchema({"anyOf": [{"const": "unlimited"}, {"type": "string", "pattern": units.SIZE_PATTERN}]}),
+    ] = Field(default=256 * 2**20, description="Bytes a scratch workspace or the changes of an rw one may take.")
+    open_files: int = Field(default=1024, ge=16, le=1_048_576, description="Open files of one process.")
+
+
+class MountDocument(Strict):
+    """A host directory, read-only at /mnt/<name>."""
+
+    source: AbsolutePath = Field(description="Absolute path, below one of `mount_roots` of fumehood.yaml.")
+    name: Name = Field(description="Seen as /mnt/<name>.")
+
+
+class FilesystemDocument(Strict):
+    """Which files a box sees besides its image."""
+
+    workspace: Literal["none", "ro", "rw", "scratch", "direct"] = Field(
+        default="none", description="How the caller's directory is seen at /workspace."
+    )
+    commit: Literal["auto", "ask", "never"] = Field(
+        default="auto", description="What happens to an rw workspace's changes."
+    )
+    protect: tuple[Text, ...] = Field(
+        default=(
+            ".git/hooks",
+            ".git/config",
+            ".vscode",
+            ".idea",
+            ".envrc",
+            "fumehood.yaml",
+            ".fumehood",
+        ),
+        strict=False,
+        description="Workspace-relative patterns that are never committed without approval.",
+    )
+    mounts: tuple[MountDocument, ...] = Field(default=(), strict=False, description="Further directories, read-only.")
+    tmp: Annotated[int, *_size(2**16)] = Field(default=64 * 2**20, description="Size of the private /tmp.")
+
+
+class NetworkDocument(Strict):
+    """Reserved: a box has no network but its own loopback."""
+
+    egress: Reserved = None
+
+
+class ProfileDocument(Strict):
+    """A profile: what an operator allows a tool. Everything not named is denied."""
+
+    extends: Name | None = Field(default=None, description="A profile whose fields this one changes; one level.")
+    image: Annotated[str, *_matching(IMAGE_PATTERN, "an image's name or sha256:<64 hex digits>")] | None = Field(
+        default=None, description="The image's name or digest. Required, here or in the extended profile."
+    )
+    command: tuple[Text, ...] = Field(
+        default=(), strict=False, description="The server's argv, unless the caller gives one."
+    )
+    scope: Literal["call", "session"] = Field(default="call", description="One box a call, or one a session.")
+    tools: Allow = Field(default=Allow(), description="Tools that may be listed and called.")
+    resources: Allow = Field(default=Allow(), description="Resource URIs that may be read.")
+    prompts: Allow = Field(default=Allow(), description="Prompts that may be fetched.")
+    engine: Literal["docker", "oci"] | None = Field(default=None, description="Default: the configuration's.")
+    runtime: Literal["runc", "crun", "runsc"] | None = Field(default=None, description="Default: whichever works.")
+    limits: LimitsDocument = Field(default=LimitsDocument())
+    filesystem: FilesystemDocument = Field(default=FilesystemDocument())
+    seccomp: Name = Field(default="default", description="A file of the profile folders' seccomp/ folder.")
+    environment: dict[Variable, Text] = Field(default_factory=dict, description="Literal values; never secrets.")
+    network: NetworkDocument = Field(default=NetworkDocument(), description="Reserved.")
+    credentials: Reserved = None
+    devices: Reserved = None
+    user_namespace: Literal["always", "when-possible"] = Field(
+        default="when-possible", description="`always` refuses an engine that cannot give the box a user namespace."
+    )
+    accept_risk: tuple[Name, ...] = Field(
+        default=(), strict=False, description="Ids of known risks that `doctor` names."
+    )

@@ -1,0 +1,145 @@
+"""A profile for people: `shown` as the file with every default filled in, `sentences` as what a tool can and cannot do.
+
+Pure. Every sentence follows from the value that runs; nothing is said of what this release does not enforce.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fumehood.model import CommitMode, Profile, Scope, UserNamespace, WorkspaceMode
+from fumehood.profile.units import duration_text, size_text
+
+_UNIX_SOCKET = 1
+
+
+def shown(value: Profile) -> dict[str, Any]:
+    """The profile as a file that says everything; it loads to the same digest."""
+    limits, files = value.limits, value.filesystem
+    return {
+        "image": value.image,
+        "command": list(value.command),
+        "scope": value.scope.value,
+        **{kind: {"allow": _names(getattr(value, kind))} for kind in ("tools", "resources", "prompts")},
+        "engine": value.engine,
+        "runtime": value.runtime,
+        "limits": {
+            "cpu": limits.cpu,
+            "memory": size_text(limits.memory_bytes),
+            "pids": limits.pids,
+            "wall": duration_text(limits.wall_s),
+            "idle": None if limits.idle_s is None else duration_text(limits.idle_s),
+            "output": size_text(limits.output_bytes),
+            "result": size_text(limits.result_bytes),
+            "disk": "unlimited" if limits.disk_unlimited else size_text(limits.disk_bytes),
+            "open_files": limits.open_files,
+        },
+        "filesystem": {
+            "workspace": files.workspace.value,
+            "commit": files.commit.value,
+            "protect": list(files.protect),
+            "mounts": [{"source": mount.source, "name": mount.name} for mount in files.mounts],
+            "tmp": size_text(limits.tmp_bytes),
+        },
+        "seccomp": value.seccomp.name,
+        "environment": dict(value.environment),
+        "network": {"egress": []},
+        "credentials": [],
+        "devices": [],
+        "user_namespace": value.user_namespace.value,
+        "accept_risk": list(value.accept_risk),
+    }
+
+
+def sentences(value: Profile) -> list[str]:
+    """What a tool under this profile can and cannot do."""
+    return [*_what_runs(value), *_what_may_be_called(value), *_files(value), *_rest(value), *_bounds(value)]
+
+
+def _what_runs(value: Profile) -> list[str]:
+    command = f"`{' '.join(value.command)}`" if value.command else "the command that the caller gives"
+    per_call = value.scope is Scope.CALL
+    box = "Every call runs in a box of its own, used once." if per_call else "All calls of one session share a box."
+    engine = f"by the {value.engine} engine" if value.engine else "by whichever engine the host has"
+    runtime = f" with {value.runtime}" if value.runtime else ""
+    namespace = (
+        "It runs in a user namespace of its own, or not at all."
+        if value.user_namespace is UserNamespace.ALWAYS
+        else "It runs in a user namespace of its own wherever the engine can make one."
+    )
+    risks = [f"It runs despite the known risks {', '.join(value.accept_risk)}."] if value.accept_risk else []
+    return [f"It runs {command} in the image {value.image}, boxed {engine}{runtime}.", box, namespace, *risks]
+
+
+def _what_may_be_called(value: Profile) -> list[str]:
+    lines = []
+    for kind, what in (("tools", "tool"), ("resources", "resource"), ("prompts", "prompt")):
+        allowed: frozenset[str] | None = getattr(value, kind)
+        if allowed is None:
+            lines.append(f"Clients can use every {what} that the server has, also ones that an upgrade adds.")
+        elif allowed:
+            lines.append(f"Clients can use the {kind} {', '.join(sorted(allowed))}, and see no other.")
+        else:
+            lines.append(f"Clients can use no {what}.")
+    return lines
+
+
+def _files(value: Profile) -> list[str]:
+    files, limits = value.filesystem, value.limits
+    disk = size_text(limits.disk_bytes)
+    workspace = {
+        WorkspaceMode.NONE: "It sees no directory of the host.",
+        WorkspaceMode.RO: "It can read the caller's directory at /workspace and change nothing in it.",
+        WorkspaceMode.SCRATCH: f"It has an empty /workspace of at most {disk}, which is thrown away.",
+        WorkspaceMode.RW: f"It can read the caller's directory at /workspace and change at most {disk} of it, in a copy"
+        " on write; without a directory, /workspace is empty and thrown away.",
+        WorkspaceMode.DIRECT: "It can read and write the caller's directory at /workspace itself, without any limit;"
+        " what it did stays when the call fails.",
+    }[files.workspace]
+    tmp = size_text(limits.tmp_bytes)
+    lines = [f"It can read its image and write only to /tmp ({tmp}) and its workspace.", workspace]
+    if files.workspace is WorkspaceMode.RW:
+        lines.append(
+            {
+                CommitMode.AUTO: "When a call succeeds its changes are applied to the directory; otherwise discarded.",
+                CommitMode.ASK: "Its changes wait for `fumehood commit` or `fumehood discard`.",
+                CommitMode.NEVER: "Its changes are listed and discarded.",
+            }[files.commit]
+        )
+        if files.protect and files.commit is not CommitMode.NEVER:
+            lines.append(f"Changes to {', '.join(files.protect)} are not applied without approval.")
+    lines += [f"It can read {mount.source} at /mnt/{mount.name}." for mount in files.mounts]
+    return lines
+
+
+def _rest(value: Profile) -> list[str]:
+    sockets = any(
+        rule.action == "allow"
+        and "socket" in rule.names
+        and any(test.index == 0 and test.value == _UNIX_SOCKET for test in rule.tests)
+        for rule in value.seccomp.rules
+    )
+    names = ", ".join(name for name, _ in value.environment)
+    return [
+        "It has no network but its own loopback, no credentials and no devices.",
+        "It can make UNIX sockets." if sockets else "It cannot make UNIX sockets other than unnamed pairs.",
+        f"It can make the system calls of the seccomp file `{value.seccomp.name}`.",
+        "It cannot mount, trace, load code into the kernel, make namespaces or set setuid bits.",
+        f"It finds {names or 'nothing of yours'} in its environment.",
+    ]
+
+
+def _bounds(value: Profile) -> list[str]:
+    limits = value.limits
+    idle = f", and after {duration_text(limits.idle_s)} of silence" if limits.idle_s is not None else ""
+    return [
+        f"It is ended after {duration_text(limits.wall_s)}{idle}.",
+        f"It can use {limits.cpu:g} CPU and {size_text(limits.memory_bytes)} of memory.",
+        f"It can have {limits.pids} processes and threads, and {limits.open_files} open files in each process.",
+        f"Of each output stream {size_text(limits.output_bytes)} is kept.",
+        f"A result may have {size_text(limits.result_bytes)}.",
+    ]
+
+
+def _names(allowed: frozenset[str] | None) -> list[str] | str:
+    return "*" if allowed is None else sorted(allowed)

@@ -1,0 +1,142 @@
+"""Documents into the one value that everything else uses: `model.Profile`, every default filled in. Pure.
+
+A profile that `extends` another is the other with its own fields laid over it: maps field by field, lists and single
+values whole. One level: a profile that is extended extends nothing, so a reader looks into two files at most.
+Here, and not in the models, is judged what fields mean together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from fumehood.model import (
+    CommitMode,
+    Filesystem,
+    Limits,
+    Profile,
+    ReadOnlyMount,
+    Scope,
+    SeccompPolicy,
+    UserNamespace,
+    WorkspaceMode,
+    digest_of,
+)
+from fumehood.profile.documents import DISK_UNLIMITED, Allow, ProfileDocument, Strict
+from fumehood.profile.problems import Problem
+from fumehood.profile.source import Path, Source
+
+_OVERLAID = ("limits", "filesystem", "tools", "resources", "prompts", "network")
+
+
+def merge(parent: ProfileDocument, child: ProfileDocument) -> ProfileDocument:
+    """The child laid over the parent."""
+    fields: dict[str, Any] = {}
+    for name in child.model_fields_set:
+        value = getattr(child, name)
+        if name in _OVERLAID and name in parent.model_fields_set:
+            value = _overlay(getattr(parent, name), value)
+        elif name == "environment":
+            value = {**parent.environment, **child.environment}
+        fields[name] = value
+    return parent.model_copy(update=fields)
+
+
+def _overlay(parent: Strict, child: Strict) -> Strict:
+    return parent.model_copy(update={name: getattr(child, name) for name in child.model_fields_set})
+
+
+def judge(document: ProfileDocument, source: Source) -> list[Problem]:
+    """Combinations that cannot be: errors of a whole (merged) document, at the lines of the file that was asked for."""
+    limits, files = document.limits, document.filesystem
+    unlimited = limits.disk == DISK_UNLIMITED
+    found: list[tuple[bool, Path, str]] = [
+        (document.image is None, ("image",), "expected an image's name; there is no default"),
+        (
+            files.workspace == "direct" and not unlimited,
+            ("filesystem", "workspace"),
+            "expected `limits.disk: unlimited` beside `direct`: no limit of ours holds on the host's file system",
+        ),
+        (
+            unlimited and files.workspace != "direct",
+            ("limits", "disk"),
+            f"expected a size: `unlimited` is for `filesystem.workspace: direct`, and this is {files.workspace}",
+        ),
+        (
+            files.commit != "auto" and files.workspace != "rw",
+            ("filesystem", "commit"),
+            f"expected `filesystem.workspace: rw` beside `commit: {files.commit}`; {files.workspace} commits nothing",
+        ),
+        (
+            limits.idle is not None and limits.idle > limits.wall,
+            ("limits", "idle"),
+            "expected at most `limits.wall`: a longer silence can never be reached",
+        ),
+        (
+            len({mount.name for mount in files.mounts}) != len(files.mounts),
+            ("filesystem", "mounts"),
+            "expected each mount's name once",
+        ),
+    ]
+    problems = [source.problem(path, message) for wrong, path, message in found if wrong]
+    for number, pattern in enumerate(files.protect):
+        if pattern.startswith("/") or ".." in pattern.split("/") or not pattern:
+            path = ("filesystem", "protect", number)
+            problems.append(source.problem(path, f"expected a pattern relative to the workspace, found {pattern!r}"))
+    return problems
+
+
+def profile(name: str, document: ProfileDocument, seccomp: SeccompPolicy) -> Profile:
+    """The value of a judged document."""
+    limits, files = document.limits, document.filesystem
+    unlimited = limits.disk == DISK_UNLIMITED
+    value = Profile(
+        name=name,
+        digest="",
+        image=document.image or "",
+        command=document.command,
+        scope=Scope(document.scope),
+        tools=_names(document.tools),
+        resources=_names(document.resources),
+        prompts=_names(document.prompts),
+        engine=document.engine,
+        runtime=document.runtime,
+        limits=Limits(
+            cpu=float(limits.cpu),
+            memory_bytes=limits.memory,
+            pids=limits.pids,
+            wall_s=limits.wall,
+            idle_s=limits.idle,
+            output_bytes=limits.output,
+            result_bytes=limits.result,
+            disk_bytes=0 if unlimited else limits.disk,
+            disk_unlimited=unlimited,
+            tmp_bytes=files.tmp,
+            open_files=limits.open_files,
+        ),
+        filesystem=Filesystem(
+            workspace=WorkspaceMode(files.workspace),
+            commit=CommitMode(files.commit),
+            protect=files.protect,
+            mounts=tuple(ReadOnlyMount(source=mount.source, name=mount.name) for mount in files.mounts),
+        ),
+        seccomp=seccomp,
+        environment=tuple(sorted(document.environment.items())),
+        user_namespace=UserNamespace(document.user_namespace),
+        accept_risk=document.accept_risk,
+    )
+    return replace(value, digest=profile_digest(value))
+
+
+def profile_digest(value: Profile) -> str:
+    """`sha256:<hex>` of everything a profile means; what it and its seccomp file are called does not count."""
+    facts = asdict(value)
+    del facts["name"], facts["digest"]
+    facts["seccomp"] = value.seccomp.digest
+    for kind in ("tools", "resources", "prompts"):
+        facts[kind] = None if facts[kind] is None else sorted(facts[kind])
+    return digest_of(facts)
+
+
+def _names(allow: Allow) -> frozenset[str] | None:
+    return None if allow.allow == "*" else frozenset(allow.allow)
