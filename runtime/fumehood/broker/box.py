@@ -1,0 +1,372 @@
+"""One box from its making to its verified removal, the same for every engine.
+
+make -> bind -> start -> wait -> settle -> remove, each called once by the worker, each blocking, each in a thread of
+the broker's. `kill` may come at any time from another thread, and `remove` from any state: it ends whatever is under way first.
+The worker is not trusted: what it asks was checked by `requests.py`, and nothing here believes more than that.
+
+The tool's first instruction runs only after `readback.judge` found nothing: until then it is held before its exec by init.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fumehood.broker import control, filters, mounting, processes, protocol, readback
+from fumehood.broker.devices import clone_devices, private_tmpfs
+from fumehood.broker.directory import check_directory
+from fumehood.broker.engines import INIT_FOLDER, Engine, Launched, Spec
+from fumehood.broker.enter import Ceiling, Move, Operation, Unmount, enter
+from fumehood.broker.host import Host
+from fumehood.broker.settling import settle
+from fumehood.broker.tickets import take_ticket
+from fumehood.broker.workspace import Workspace, make_mounts, make_workspace
+from fumehood.faults import BoxFailed, Refused
+from fumehood.model import Binding, Deny, Frame, Usage, WorkspaceMode
+from fumehood.ports import Exited, Made, Settled
+from fumehood.reasons import Reason
+
+_READY_DEADLINE_S = 5.0
+_QUIET_DEADLINE_S = 2.0
+_KILL_GRACE_S = 0.15
+_SHM_BYTES = 64 * 2**20
+# Per user namespace, set from outside before anything of the image runs (rule 14). Everything that nests is off.
+_CEILINGS = (
+    "max_user_namespaces", "max_pid_namespaces", "max_mnt_namespaces", "max_net_namespaces", "max_uts_namespaces",
+    "max_ipc_namespaces", "max_cgroup_namespaces", "max_time_namespaces",
+)  # fmt: skip
+
+
+class Box:
+    """The container of one task."""
+
+    def __init__(self, host: Host, task: str, frame: Frame) -> None:
+        self._host = host
+        self._frame = frame
+        self.task = task
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._spec: Spec | None = None
+        self._launched: Launched | None = None
+        self._slot: int | None = None
+        self._filter = b""
+        self._binding: Binding | None = None
+        self._workspace: Workspace | None = None
+        self._mounts: list[Workspace] = []
+        self._held = contextlib.ExitStack()
+        self._given_up = threading.Event()
+        self._killed: Reason | None = None
+        self._gone = False
+        self._deadline = 0.0
+        self._exited: Exited | None = None
+
+    def make(self) -> Made:
+        """Bring up the container and close it in; init waits afterwards."""
+        with self._lock:
+            self._check_alive()
+            frame = self._frame
+            if (deny := filters.check_floor(frame.seccomp)) is not None:
+                raise Refused(deny)
+            self._filter = filters.cached_filter(frame.seccomp, self._host.settings.state.seccomp)
+            self._engine = self._host.engine_for(frame)
+            self._slot = self._host.ids.take(self._host.settings.runtime_id)
+            spec = Spec(
+                task=self.task, runtime_id=self._host.settings.runtime_id, frame=frame,
+                folder=self._host.box_folder(self.task), id_base=self._host.ids.base(self._slot),
+            )  # fmt: skip
+            self._spec = spec
+            self._launched = launched = self._engine.launch(spec)
+            self._close_in(spec, launched, user_namespace=self._engine.user_namespace)
+            control.send(launched.control, protocol.frame_message(self._filter, frame.open_files))
+            self._expect("R", _READY_DEADLINE_S)
+            facts = {
+                **launched.facts, "init": self._host.init_digest, "id_base": spec.id_base,
+                "accepted_risks": sorted(set(self._engine.risks()) & set(self._host.accepted(frame))),
+            }  # fmt: skip
+            return Made(engine=self._engine.name, container=launched.container, facts=facts)
+
+    def bind(self, binding: Binding, directory: int | None) -> dict[str, Any]:
+        """Attach the call's workspace and read-only mounts. Takes the directory's ticket first, within `wall`."""
+        with self._lock:
+            self._check_alive()
+            launched, spec = self._up()
+            settings = self._host.settings
+            self._binding = binding
+            moves: list[Operation] = []
+            facts: dict[str, Any] = {"workspace": binding.workspace.value}
+            if directory is not None:
+                ours = check_directory(directory, settings, binding.workspace)
+                self._held.callback(os.close, ours)
+                exclusive = binding.workspace is not WorkspaceMode.RO
+                held = take_ticket(
+                    settings.state.locks, ours, exclusive=exclusive, deadline_s=binding.wall_s, given_up=self._given_up
+                )
+                self._held.callback(held.release)
+                facts["waited_s"] = round(held.waited_s, 4)
+                directory = ours
+            self._workspace = make_workspace(
+                binding, directory, box_uid=spec.host_uid, folder=spec.folder / "workspace", settings=settings
+            )
+            if self._workspace is not None:
+                moves.append(Move(self._workspace.mount_fd, "/workspace"))
+                facts.update(self._workspace.facts)
+            if binding.mounts:
+                self._mounts = make_mounts(binding.mounts, box_uid=spec.host_uid, folder=spec.folder / "mounts", settings=settings)
+                moves.append(Move(self._mount_points(binding), "/mnt"))
+                moves.extend(Move(mount.mount_fd, mount.place) for mount in self._mounts)
+            if moves:
+                enter(self._host.helper, launched.pidfd, moves, user_namespace=False)
+            return facts
+
+    def start(self, argv: Sequence[str], env: Mapping[str, str], stdio: Sequence[int]) -> dict[str, Any]:
+        """Start the tool held, read back what the kernel applied, and let it go. Returns the read-back."""
+        with self._lock:
+            self._check_alive()
+            launched, spec = self._up()
+            message = protocol.start_message(argv, env)
+            for fd in stdio:
+                # /dev/stdout is opened anew by many programs: the pipe must belong to the tool's uid.
+                with contextlib.suppress(PermissionError):
+                    os.fchown(fd, spec.host_uid, spec.host_uid)
+            control.send(launched.control, message, stdio)
+            tool = self._expect("H", _READY_DEADLINE_S)
+            pidfd = processes.verified_pidfd(tool, launched.group.holds, "the held tool")
+            try:
+                found = readback.gather(tool, pidfd, launched.group)
+                wrong = readback.judge(self._expected(spec), found)
+                if wrong:
+                    raise BoxFailed(Reason.READBACK_MISMATCH, "; ".join(wrong)[:1000])
+                _set_oom_score(launched.pid, -999)
+                _set_oom_score(tool, 500)
+            finally:
+                os.close(pidfd)
+            launched.group.baseline()
+            self._deadline = time.monotonic() + (self._binding.wall_s if self._binding else 0)
+            control.send(launched.control, protocol.GO)
+            return found
+
+    def wait(self) -> Exited:
+        """Wait for the tool's end, at most until `wall`, and for the last process; read the numbers."""
+        with self._lock:
+            self._check_alive()
+            launched, _ = self._up()
+            status: protocol.Report | None = None
+            failed: tuple[Reason, str] | None = None
+            limit = self._deadline
+            while True:
+                try:
+                    report, _ = control.receive_report(launched.control, max(0.0, limit - time.monotonic()))
+                except BoxFailed as error:
+                    if error.reason is Reason.BOX_DIED or (self._killed is not None and limit < time.monotonic()):
+                        failed = None if self._killed else (error.reason, error.detail)
+                        break
+                    self.kill(Reason.WALL)
+                    limit = time.monotonic() + _QUIET_DEADLINE_S
+                    continue
+                if report.kind == "E":
+                    failed = (Reason.NOT_EXECUTABLE, os.strerror(report.first))
+                elif report.kind == "X":
+                    status = report
+                    limit = time.monotonic() + _QUIET_DEADLINE_S
+                elif report.kind == "Q":
+                    break
+            self._exited = self._describe(launched, status, failed)
+            return self._exited
+
+    def kill(self, reason: Reason) -> None:
+        """End every process of the box now. The first reason stays."""
+        if self._killed is None:
+            self._killed = reason
+        launched = self._launched
+        if launched is None:
+            return
+        with contextlib.suppress(BoxFailed, OSError):
+            control.send(launched.control, protocol.KILL)
+
+    def put(self, source: int, path: str) -> None:
+        """Copy a file into the workspace, as a new file of the tool's own. Raises BoxFailed."""
+        with self._lock:
+            self._check_alive()
+            _, spec = self._up()
+            self._copy(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, lambda ours: (source, ours), spec.host_uid)
+
+    def get(self, path: str, target: int) -> None:
+        """Copy a regular file of the workspace out, after the tool's end. Raises BoxFailed."""
+        with self._lock:
+            self._check_alive()
+            if self._exited is None:
+                raise BoxFailed(Reason.BAD_REQUEST, "files are read after the tool's end")
+            # Not blocking: the tool may have left a fifo under that name.
+            self._copy(path, os.O_RDONLY | os.O_NONBLOCK, lambda ours: (ours, target), None)
+
+    def settle(self, action: str, protect: Sequence[str]) -> Settled:
+        """Commit, hold or discard what the tool changed; only after its end."""
+        with self._lock:
+            self._check_alive()
+            if self._exited is None or self._workspace is None:
+                return Settled()
+            settings = self._host.settings
+            return settle(self._workspace, action, protect, task=self.task, settings=settings)
+
+    def remove(self) -> dict[str, Any]:
+        """Remove everything and check that it is gone. Idempotent; never raises for what is gone already."""
+        self._gone = True
+        self._given_up.set()
+        started = time.monotonic()
+        self._end_quickly()
+        with self._lock:
+            facts: dict[str, Any] = {}
+            if self._spec is None:
+                return facts
+            if self._launched is not None:
+                with contextlib.suppress(BoxFailed, OSError):
+                    control.send(self._launched.control, protocol.END)
+                self._launched.control.close()
+                processes.wait_ended(self._launched.pidfd, _KILL_GRACE_S)
+            if self._engine is not None:
+                facts.update(self._engine.remove(self._spec))
+            for mount in (*self._mounts, *([self._workspace] if self._workspace else [])):
+                mount.close()
+            self._held.close()
+            shutil.rmtree(self._spec.folder, ignore_errors=True)
+            facts["folder_removed"] = not self._spec.folder.exists()
+            facts["clean"] = all(value for value in facts.values() if isinstance(value, bool))
+            if self._slot is not None and facts["clean"]:
+                self._host.ids.give_back(self._slot)
+            facts["removed_in_ms"] = round((time.monotonic() - started) * 1000, 2)
+            self._spec = None
+            return facts
+
+    def _close_in(self, spec: Spec, launched: Launched, *, user_namespace: bool) -> None:
+        """Everything between an init that waits and a box: our /dev and /tmp, no /sys, no way back to the host's files."""
+        owned: list[int] = []
+        try:
+            owned.append(clone_devices(self._host.devices))
+            owned.append(private_tmpfs(_SHM_BYTES, spec.host_uid))
+            owned.append(private_tmpfs(self._frame.tmp_bytes, spec.host_uid))
+            operations: list[Operation] = []
+            if user_namespace:
+                operations += [Ceiling(name, 0) for name in _CEILINGS]
+                operations += [
+                    Ceiling("max_inotify_instances", self._host.inotify_share),
+                    Ceiling("max_inotify_watches", 8192),
+                ]
+            places = {mount["place"] for mount in readback.parse_mounts(Path(f"/proc/{launched.pid}/mountinfo").read_text())}
+            wanted = ("/dev", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", INIT_FOLDER)
+            operations += [Unmount(place) for place in wanted if place in places]
+            operations += [Move(owned[0], "/dev"), Move(owned[1], "/dev/shm"), Move(owned[2], "/tmp")]  # noqa: S108 - inside the box
+            enter(self._host.helper, launched.pidfd, operations, user_namespace=user_namespace)
+        finally:
+            for fd in owned:
+                os.close(fd)
+
+    def _copy(self, path: str, flags: int, ends: Callable[[int], tuple[int, int]], owner: int | None) -> None:
+        if self._workspace is None:
+            raise BoxFailed(Reason.WORKSPACE_MISSING, "files are copied to and from the workspace, and there is none")
+        try:
+            ours = mounting.open_beneath(self._workspace.mount_fd, path, flags, mode=0o600 if flags & os.O_CREAT else 0)
+            try:
+                if owner is not None:
+                    os.fchown(ours, owner, owner)
+                if not stat.S_ISREG(os.fstat(ours).st_mode):
+                    raise BoxFailed(Reason.BAD_REQUEST, f"{path} is not a regular file")
+                source, target = ends(ours)
+                if owner is None:
+                    os.ftruncate(target, 0)
+                while chunk := os.read(source, 2**20):
+                    os.write(target, chunk)
+            finally:
+                os.close(ours)
+        except OSError as error:
+            raise BoxFailed(Reason.BAD_REQUEST, f"{path}: {error.strerror}") from error
+
+    def _mount_points(self, binding: Binding) -> int:
+        """A read-only tmpfs for /mnt with a directory for each mount: the image's own /mnt cannot be written to."""
+        base = private_tmpfs(65536, 0)
+        self._held.callback(os.close, base)
+        for mount in binding.mounts:
+            os.mkdir(mount.name, 0o755, dir_fd=base)
+        mounting.restrict_mount(base, mounting.RDONLY)
+        return base
+
+    def _expected(self, spec: Spec) -> readback.Expected:
+        binding = self._binding
+        mode = binding.workspace if binding is not None else WorkspaceMode.NONE
+        places = {WorkspaceMode.NONE: None, WorkspaceMode.RO: "ro"}
+        return readback.Expected(
+            uid=spec.host_uid,
+            gid=spec.host_uid,
+            user_namespace=self._engine is not None and self._engine.user_namespace,
+            id_base=spec.id_base,
+            filter_digest=readback.filter_digest(self._filter),
+            memory_bytes=spec.frame.memory_bytes,
+            pids=spec.frame.pids,
+            cpu_quota_us=max(1000, round(spec.frame.cpu * 100_000)),
+            open_files=spec.frame.open_files,
+            workspace=places.get(mode, "rw"),
+            mounts=tuple(mount.name for mount in binding.mounts) if binding is not None else (),
+        )
+
+    def _describe(
+        self, launched: Launched, status: protocol.Report | None, failed: tuple[Reason, str] | None
+    ) -> Exited:
+        try:
+            usage = launched.group.usage()
+        except OSError:
+            usage = Usage()
+        killed = self._killed
+        signal = status.second or None if status is not None else None
+        if killed is None and signal == 9 and usage.oom_kills:
+            killed = Reason.MEMORY
+        reason, detail = failed or (None, "")
+        return Exited(
+            exit_code=status.first if status is not None and not signal else None,
+            signal=signal,
+            killed=killed,
+            failed=reason,
+            detail=detail,
+            usage=usage,
+        )
+
+    def _expect(self, kind: str, timeout_s: float) -> int:
+        launched, _ = self._up()
+        report, pid = control.receive_report(launched.control, timeout_s)
+        if report.kind != kind:
+            raise BoxFailed(Reason.BOX_FAILED, f"init said `{report.kind}`, expected `{kind}`")
+        return pid
+
+    def _end_quickly(self) -> None:
+        """Make whatever holds the lock return: the tool first, and init itself when it does not answer."""
+        launched = self._launched
+        if launched is None or not self._lock.locked():
+            return
+        self.kill(Reason.CANCELLED)
+        if not self._lock.acquire(timeout=_KILL_GRACE_S):
+            processes.kill(launched.pidfd)
+            return
+        self._lock.release()
+
+    def _check_alive(self) -> None:
+        if self._gone:
+            raise BoxFailed(Reason.BOX_DIED, "the box is being removed")
+
+    def _up(self) -> tuple[Launched, Spec]:
+        if self._launched is None or self._spec is None:
+            raise Refused(Deny(reason=Reason.BAD_REQUEST, rule="broker", detail="the box was not made"))
+        return self._launched, self._spec
+
+
+def _set_oom_score(pid: int, score: int) -> None:
+    """The tool goes before its init. The pid is held by its pidfd or is our init's.
+
+    Lowering needs CAP_SYS_RESOURCE, which a root in a container may lack: raising the tool's alone is enough.
+    """
+    with contextlib.suppress(PermissionError), open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(str(score))

@@ -1,0 +1,344 @@
+"""The control groups of a box: made with limits before anything runs in them, read after the last process, removed last.
+
+Hosts differ: v1 (a tree a controller), v2 (one tree), and hybrids (v1 controllers beside an empty v2 tree). For each
+controller we use the tree that holds it; the v2 tree, where there is one, adds `cgroup.kill`, `cgroup.events` and `cpu.stat`.
+Every directory of ours is `fumehood/<runtime id>/<task>` in its tree. A controller that no tree holds makes the
+limit unenforceable, and a limit that cannot be enforced refuses the box.
+
+Numbers are final when the box is empty (`populated 0`) and its directories still stand. What the kernel does not say is
+None, never 0: v1's blkio, for example, does not see writes through the page cache.
+Sources: Documentation/admin-guide/cgroup-v1/, Documentation/admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fumehood.faults import BoxFailed
+from fumehood.model import Usage
+from fumehood.reasons import Reason
+from fumehood.state import PREFIX
+
+NEEDED = ("memory", "pids", "cpu")
+_V1 = (*NEEDED, "cpuacct")
+_PERIOD_US = 100_000
+_EMPTY_DEADLINE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Trees:
+    """Where each controller's tree is mounted. `v2` is the unified tree or None; `v2_controllers` what it holds."""
+
+    v1: dict[str, Path]
+    v2: Path | None
+    v2_controllers: frozenset[str]
+
+    def missing(self) -> list[str]:
+        """The controllers we need and no tree holds."""
+        return [name for name in NEEDED if name not in self.v1 and name not in self.v2_controllers]
+
+    def folders(self, relative: str) -> dict[str, Path]:
+        """The directories of one cgroup by controller, `v2` for the unified tree."""
+        found = {name: self.v1[name] / relative for name in _V1 if name in self.v1}
+        if self.v2 is not None:
+            found["v2"] = self.v2 / relative
+        return found
+
+
+def parse_trees(mountinfo: str) -> tuple[dict[str, Path], Path | None]:
+    """The v1 trees by controller and the v2 tree, from /proc/self/mountinfo."""
+    v1: dict[str, Path] = {}
+    v2: Path | None = None
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ")[:3]
+        place = Path(left.split(" ")[4])
+        if kind == "cgroup":
+            for name in options.split(","):
+                v1.setdefault(name, place)
+        elif kind == "cgroup2" and v2 is None:
+            v2 = place
+    return v1, v2
+
+
+def find_trees() -> Trees:
+    """This host's trees."""
+    v1, v2 = parse_trees(Path("/proc/self/mountinfo").read_text())
+    controllers = (v2 / "cgroup.controllers").read_text().split() if v2 is not None else []
+    return Trees(v1, v2, frozenset(controllers))
+
+
+class Group:
+    """One cgroup over all trees: ours, made with limits, or an engine's, found from a process."""
+
+    def __init__(self, trees: Trees, folders: dict[str, Path], *, ours: bool) -> None:
+        self._trees = trees
+        self.folders = folders
+        self._ours = ours
+        self._cpu_before: tuple[float | None, float | None] = (None, None)
+
+    @classmethod
+    def make(cls, trees: Trees, relative: str, *, cpu: float, memory_bytes: int, pids: int) -> Group:
+        """Make the directories and set the limits. Raises BoxFailed(UNENFORCEABLE)."""
+        if absent := trees.missing():
+            raise BoxFailed(Reason.UNENFORCEABLE, f"no cgroup tree holds {', '.join(absent)}")
+        if trees.v2 is not None and trees.v2_controllers:
+            _delegate(trees, relative)
+        group = cls(trees, trees.folders(relative), ours=True)
+        try:
+            for folder in group.folders.values():
+                folder.mkdir(parents=True, exist_ok=True)
+            group.limit(cpu=cpu, memory_bytes=memory_bytes, pids=pids)
+        except OSError as error:
+            group.remove()
+            raise BoxFailed(Reason.UNENFORCEABLE, f"cgroup limits: {error.strerror} ({error.filename})") from error
+        return group
+
+    @classmethod
+    def of_process(cls, trees: Trees, pid: int) -> Group:
+        """The cgroup an engine put a process in. The caller holds a pidfd and checks it afterwards."""
+        folders: dict[str, Path] = {}
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            _, names, path = line.split(":", 2)
+            for name in names.split(","):
+                if name in _V1 and name in trees.v1:
+                    folders[name] = trees.v1[name] / path.lstrip("/")
+            if not names and trees.v2 is not None:
+                folders["v2"] = trees.v2 / path.lstrip("/")
+        return cls(trees, folders, ours=False)
+
+    def limit(self, *, cpu: float, memory_bytes: int, pids: int) -> None:
+        """Write the limits. `pids` counts the tool's processes; the box's init is one more."""
+        quota = max(1000, round(cpu * _PERIOD_US))
+        if (folder := self.folders.get("memory")) is not None:
+            _write(folder / "memory.limit_in_bytes", memory_bytes)
+            swap = folder / "memory.memsw.limit_in_bytes"
+            if swap.exists():
+                _write(swap, memory_bytes)
+        elif (folder := self.folders.get("v2")) is not None:
+            _write(folder / "memory.max", memory_bytes)
+            if (folder / "memory.swap.max").exists():
+                _write(folder / "memory.swap.max", 0)
+        _write(self._folder("pids") / "pids.max", pids + 1)
+        if (folder := self.folders.get("cpu")) is not None:
+            _write(folder / "cpu.cfs_period_us", _PERIOD_US)
+            _write(folder / "cpu.cfs_quota_us", quota)
+        else:
+            _write(self._folder("cpu") / "cpu.max", f"{quota} {_PERIOD_US}")
+
+    def limits(self) -> dict[str, int]:
+        """The limits as the kernel has them: cpu_quota_us, memory_bytes, pids."""
+        if (folder := self.folders.get("memory")) is not None:
+            memory = _number(folder / "memory.limit_in_bytes")
+        else:
+            memory = _number(self._folder("memory") / "memory.max")
+        if (folder := self.folders.get("cpu")) is not None:
+            quota = _number(folder / "cpu.cfs_quota_us")
+        else:
+            quota = _number(self._folder("cpu") / "cpu.max")
+        return {"cpu_quota_us": quota, "memory_bytes": memory, "pids": _number(self._folder("pids") / "pids.max") - 1}
+
+    def add(self, pid: int) -> None:
+        """Move a process in, in every tree."""
+        for folder in self.folders.values():
+            _write(folder / "cgroup.procs", pid)
+
+    def holds(self, pid: int) -> bool:
+        """Whether the kernel has this process in every one of our directories."""
+        found = Group.of_process(self._trees, pid).folders
+        return all(found.get(name) == folder for name, folder in self.folders.items())
+
+    def baseline(self) -> None:
+        """Forget what making the box cost: the usage counts from here."""
+        self._cpu_before = self._cpu()
+        if (folder := self.folders.get("memory")) is not None:
+            with contextlib.suppress(OSError):
+                _write(folder / "memory.max_usage_in_bytes", 0)
+
+    def usage(self) -> Usage:
+        """The box's counters. Call it when the box is empty but for its init."""
+        user, system = self._cpu()
+        before_user, before_system = self._cpu_before
+        counted = Usage(
+            cpu_user_s=_less(user, before_user),
+            cpu_system_s=_less(system, before_system),
+            pids_peak=_maybe(self._folder("pids") / "pids.peak"),
+            pids_limit_hits=_field(self._folder("pids") / "pids.events", "max"),
+            cpu_throttled_s=self._throttled(),
+        )
+        if (folder := self.folders.get("memory")) is not None:
+            return replace(
+                counted,
+                memory_peak_bytes=_maybe(folder / "memory.max_usage_in_bytes"),
+                oom_kills=_field(folder / "memory.oom_control", "oom_kill"),
+            )
+        folder = self._folder("memory")
+        read_bytes, write_bytes = _io(folder / "io.stat")
+        return replace(
+            counted,
+            memory_peak_bytes=_maybe(folder / "memory.peak"),
+            oom_kills=_field(folder / "memory.events", "oom_kill"),
+            io_read_bytes=read_bytes,
+            io_write_bytes=write_bytes,
+        )
+
+    def kill(self) -> None:
+        """Kill every process inside, init included."""
+        killer = self.folders.get("v2")
+        if killer is not None and (killer / "cgroup.kill").exists():
+            with contextlib.suppress(OSError):
+                _write(killer / "cgroup.kill", 1)
+            return
+        for folder in self.folders.values():
+            for pid in _pids(folder):
+                _kill_member(pid, self)
+
+    def remove(self) -> bool:
+        """Remove our directories; wait a bounded time for the last process to go. True when nothing is left."""
+        if not self._ours:
+            return not any(folder.exists() for folder in self.folders.values())
+        deadline = time.monotonic() + _EMPTY_DEADLINE_S
+        for folder in self.folders.values():
+            while True:
+                try:
+                    folder.rmdir()
+                except FileNotFoundError:
+                    break
+                except OSError as error:
+                    if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                        return False
+                    time.sleep(0.0005)  # the kernel gives no event for an emptied v1 group
+                else:
+                    break
+        return True
+
+    def _folder(self, controller: str) -> Path:
+        return self.folders.get(controller) or self.folders["v2"]
+
+    def _cpu(self) -> tuple[float | None, float | None]:
+        if (folder := self.folders.get("cpuacct")) is not None:
+            user, system = _maybe(folder / "cpuacct.usage_user"), _maybe(folder / "cpuacct.usage_sys")
+            return (user / 1e9 if user is not None else None, system / 1e9 if system is not None else None)
+        if (folder := self.folders.get("v2")) is not None:
+            user, system = _field(folder / "cpu.stat", "user_usec"), _field(folder / "cpu.stat", "system_usec")
+            return (user / 1e6 if user is not None else None, system / 1e6 if system is not None else None)
+        return (None, None)
+
+    def _throttled(self) -> float | None:
+        if (folder := self.folders.get("cpu")) is not None:
+            value = _field(folder / "cpu.stat", "throttled_time")
+            return value / 1e9 if value is not None else None
+        value = _field(self._folder("cpu") / "cpu.stat", "throttled_usec")
+        return value / 1e6 if value is not None else None
+
+
+def remove_tree(trees: Trees, runtime_id: str) -> list[str]:
+    """Kill and remove every cgroup of one (dead) runtime; the tasks whose groups were there."""
+    tasks: set[str] = set()
+    for folder in trees.folders(f"{PREFIX}/{runtime_id}").values():
+        if folder.is_dir():
+            tasks.update(child.name for child in folder.iterdir() if child.is_dir())
+    for task in tasks:
+        folders = {name: path for name, path in trees.folders(f"{PREFIX}/{runtime_id}/{task}").items() if path.is_dir()}
+        group = Group(trees, folders, ours=True)
+        group.kill()
+        group.remove()
+    remove_parent(trees, runtime_id)
+    return sorted(tasks)
+
+
+def remove_parent(trees: Trees, runtime_id: str) -> None:
+    """Remove a runtime's own, now empty, directories, and ours above them when no other runtime is there."""
+    for folder in trees.folders(f"{PREFIX}/{runtime_id}").values():
+        for path in (folder, folder.parent):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _delegate(trees: Trees, relative: str) -> None:
+    """On v2, a controller reaches a group only when every group above passes it on."""
+    assert trees.v2 is not None  # noqa: S101 - the caller's condition
+    wanted = " ".join(f"+{name}" for name in NEEDED if name in trees.v2_controllers)
+    folder = trees.v2
+    for part in ("", *Path(relative).parent.parts):
+        folder = folder / part
+        folder.mkdir(exist_ok=True)
+        control = folder / "cgroup.subtree_control"
+        if not set(wanted.replace("+", "").split()) <= set(control.read_text().split()):
+            _write(control, wanted)
+
+
+def _kill_member(pid: int, group: Group) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        if group.holds(pid):  # checked through the held pidfd's lifetime: a reused pid would be elsewhere
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except OSError:
+        pass
+    finally:
+        os.close(pidfd)
+
+
+def _pids(folder: Path) -> list[int]:
+    try:
+        return [int(line) for line in (folder / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
+
+
+def _write(path: Path, value: object) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(value).encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(fd)
+
+
+def _number(path: Path) -> int:
+    first = path.read_text().split()[0]
+    return 2**63 if first == "max" else int(first)
+
+
+def _maybe(path: Path) -> int | None:
+    try:
+        return _number(path)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _field(path: Path, name: str) -> int | None:
+    try:
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    except (OSError, ValueError):
+        return None
+    return None
+
+
+def _io(path: Path) -> tuple[int | None, int | None]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return (None, None)
+    if not lines:
+        return (None, None)
+    pairs = [item.split("=") for line in lines for item in line.split()[1:]]
+    totals = {key: sum(int(v) for k, v in pairs if k == key) for key in ("rbytes", "wbytes")}
+    return (totals["rbytes"], totals["wbytes"])
+
+
+def _less(value: float | None, before: float | None) -> float | None:
+    return None if value is None else max(0.0, round(value - (before or 0.0), 6))

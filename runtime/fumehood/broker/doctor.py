@@ -1,0 +1,100 @@
+"""What this host can and cannot enforce, as the broker sees it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from fumehood.broker import host as hosts
+from fumehood.broker.cgroups import NEEDED
+from fumehood.broker.host import Host
+
+_OVERLAY_IDMAP_KERNEL = (5, 19)
+
+
+def report(host: Host) -> dict[str, Any]:
+    """Facts and findings: each finding has `what`, `ok`, `found` and, where it is not ok, `remedy`."""
+    trees = host.trees
+    kind = "hybrid" if trees.v1 and trees.v2 is not None else "v1" if trees.v1 else "v2"
+    findings = [
+        _finding("cgroups", not trees.missing(), f"{kind}: {', '.join(sorted({*NEEDED} - set(trees.missing())))}",
+                 f"No tree holds {', '.join(trees.missing())}: enable the controller, limits need it."),
+        _finding("kernel", _kernel() >= _OVERLAY_IDMAP_KERNEL, platform.release(),
+                 "Workspaces need id-mapped overlay layers: Linux 5.19 or newer."),
+        _finding("user namespaces", _number("/proc/sys/user/max_user_namespaces") > 0,
+                 f"max_user_namespaces {_number('/proc/sys/user/max_user_namespaces')}", "Set user.max_user_namespaces above 0."),
+        _finding("seccomp", "seccomp" in Path("/proc/self/status").read_text().lower(), _seccomp_actions(),
+                 "The kernel needs CONFIG_SECCOMP_FILTER."),
+        _finding("id ranges", host.ids.count >= 2 * 65536, f"{host.ids.count // 65536 - 1} boxes from {host.ids.start}",
+                 "Reserve more ids for `fumehood` in /etc/subuid and /etc/subgid."),
+        _finding("inotify", host.inotify_share >= 2, f"{host.inotify_share} instances a box",
+                 "Raise fs.inotify.max_user_instances, or lower `boxes`."),
+        _finding("landlock", True, "present" if _has_landlock() else "absent: not used by this release", ""),
+        _finding("swap", len(Path("/proc/swaps").read_text().splitlines()) < 2, _swap(),
+                 "Memory of boxes can reach the disk: turn swap off, or encrypt it."),
+        _finding("core dumps", not Path("/proc/sys/kernel/core_pattern").read_text().startswith("|"),
+                 Path("/proc/sys/kernel/core_pattern").read_text().strip(),
+                 "A piped core handler sees crashes of unrelated programs; boxes and our processes dump none."),
+        _finding("descriptors", _files() >= 64 * host.settings.boxes, f"{_files()} for {host.settings.boxes} boxes",
+                 "Raise the limit of open files."),
+    ]  # fmt: skip
+    return {
+        "kernel": platform.release(),
+        "cgroups": kind,
+        "engines": dict(hosts.engine_report(host)),
+        "versions": {name: _version(name) for name in ("crun", "runc", "docker")},
+        "init": host.init_digest,
+        "findings": findings,
+    }
+
+
+def _finding(what: str, ok: bool, found: str, remedy: str) -> dict[str, Any]:
+    return {"what": what, "ok": ok, "found": found, **({} if ok else {"remedy": remedy})}
+
+
+def _kernel() -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", platform.release())
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _number(path: str) -> int:
+    try:
+        return int(Path(path).read_text())
+    except OSError:
+        return 0
+
+
+def _seccomp_actions() -> str:
+    try:
+        return Path("/proc/sys/kernel/seccomp/actions_avail").read_text().strip()
+    except OSError:
+        return "actions unknown"
+
+
+def _has_landlock() -> bool:
+    with open("/proc/kallsyms", encoding="ascii", errors="replace") as file:
+        return any("landlock_create_ruleset" in line for line in file)
+
+
+def _swap() -> str:
+    return "on" if len(Path("/proc/swaps").read_text().splitlines()) > 1 else "off"
+
+
+def _files() -> int:
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _version(name: str) -> str | None:
+    program = shutil.which(name, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    if program is None:
+        return None
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=10, env=dict(os.environ))
+    lines = said.stdout.splitlines()
+    return lines[0] if lines else None

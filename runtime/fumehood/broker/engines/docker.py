@@ -1,0 +1,242 @@
+"""Boxes by a Docker engine on this host, through its API.
+
+Nothing of a call is in the create options, because they stay on the engine's disk and in `inspect`: an image, limits, and an init that
+connects once to a socket in a root-only folder. Without userns-remap the engine has one user namespace for all, so each live
+box runs as a uid of its own, from its own range, and the record says `userns: none`. Docker's own seccomp profile stays off because
+init installs ours on itself before anything else can run, and the read-back proves it.
+
+The engine must run on this kernel: a box whose init is not a process that we can see is refused (Docker Desktop, a
+remote DOCKER_HOST). Source: Docker Engine API 1.41.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+
+from fumehood.broker import processes
+from fumehood.broker.cgroups import Group, Trees
+from fumehood.broker.control import receive_report
+from fumehood.broker.engines import HOSTNAME, INIT_FOLDER, MASKED, READ_ONLY, UP_DEADLINE_S, Launched, Spec
+from fumehood.faults import BoxFailed
+from fumehood.reasons import Reason
+from fumehood.state import PREFIX
+
+_GONE_DEADLINE_S = 5.0
+_PEER = struct.Struct("=iii")
+
+
+def container_config(spec: Spec, control_folder: Path) -> dict[str, Any]:
+    """The body of POST /containers/create: pure, compared whole in tests."""
+    frame = spec.frame
+    return {
+        "Image": frame.docker_image,
+        "Entrypoint": [f"{INIT_FOLDER}/init", f"{INIT_FOLDER}/s"],
+        "Cmd": [],
+        "Env": [],
+        "User": f"{spec.host_uid}:{spec.host_uid}",
+        "Hostname": HOSTNAME,
+        "WorkingDir": "/",
+        "Tty": False,
+        "OpenStdin": False,
+        "NetworkDisabled": False,
+        "Labels": {PREFIX: spec.runtime_id, f"{PREFIX}.task": spec.task},
+        # An image's HEALTHCHECK ran before the seccomp filter was on.
+        "Healthcheck": {"Test": ["NONE"]},
+        "HostConfig": {
+            "NetworkMode": "none",
+            "ReadonlyRootfs": True,
+            "Binds": [f"{control_folder}:{INIT_FOLDER}:ro"],
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges:true", "seccomp=unconfined"],
+            "Privileged": False,
+            "Init": False,
+            "IpcMode": "private",
+            "CgroupnsMode": "private",
+            "LogConfig": {"Type": "none"},
+            "RestartPolicy": {"Name": "no"},
+            "AutoRemove": False,
+            "OomScoreAdj": 0,
+            "Memory": frame.memory_bytes,
+            "MemorySwap": frame.memory_bytes,
+            "PidsLimit": frame.pids + 1,
+            "CpuPeriod": 100_000,
+            "CpuQuota": max(1000, round(frame.cpu * 100_000)),
+            "MaskedPaths": list(MASKED),
+            "ReadonlyPaths": list(READ_ONLY),
+        },
+    }
+
+
+@dataclass(slots=True)
+class _Live:
+    folder: Path
+    container_id: str | None = None
+    pidfd: int | None = None
+    group: Group | None = None
+
+
+class DockerEngine:
+    """Boxes by the Docker engine behind one local socket. `folder` holds the control sockets, reachable only by root."""
+
+    name = "docker"
+    user_namespace = False
+
+    def __init__(self, *, url: str, trees: Trees, init: Path, folder: Path, risks: Mapping[str, str]) -> None:
+        self._api = connect(url)
+        self._trees = trees
+        self._init = init
+        self._folder = folder
+        self._risks = risks
+        self._live: dict[str, _Live] = {}
+
+    def risks(self) -> Mapping[str, str]:
+        """Known holes of the runtime that this engine drives."""
+        return self._risks
+
+    def launch(self, spec: Spec) -> Launched:
+        """Create and start the container, and take its init's one connection."""
+        if spec.frame.docker_image is None:
+            raise BoxFailed(
+                Reason.IMAGE_MISSING, "the image is not in this Docker engine",
+                remedy="Run `fumehood image build` again while the engine answers.",
+            )  # fmt: skip
+        live = _Live(folder=self._folder / spec.task)
+        self._live[spec.task] = live
+        live.folder.mkdir(mode=0o755)
+        os.link(self._init, live.folder / "init")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with listener:
+            listener.bind(str(live.folder / "s"))
+            (live.folder / "s").chmod(0o666)  # its folder is reachable by root alone, and by this one box
+            listener.listen(1)
+            try:
+                created = self._api.create_container_from_config(container_config(spec, live.folder), spec.container)
+                live.container_id = created["Id"]
+                (self._folder / f"{spec.task}.id").write_text(live.container_id)
+                self._api.start(live.container_id)
+            except ImageNotFound as error:
+                raise BoxFailed(Reason.IMAGE_MISSING, "the image is gone from the Docker engine") from error
+            except (APIError, DockerException, OSError) as error:
+                raise BoxFailed(Reason.BOX_FAILED, f"docker: {_words(error)}") from error
+            control, pid = self._accept(listener, live, spec)
+        try:
+            report, _ = receive_report(control, UP_DEADLINE_S)
+            if report.kind != "U":
+                raise BoxFailed(Reason.BOX_FAILED, f"init said `{report.kind}` first")
+            container_id = live.container_id
+            live.pidfd = processes.verified_pidfd(pid, lambda pid: _is_init_in(pid, container_id), "the box's init")
+            live.group = Group.of_process(self._trees, pid)
+        except BaseException:
+            control.close()
+            raise
+        return Launched(
+            control=control, pid=pid, pidfd=live.pidfd, container=container_id, group=live.group,
+            facts={"runtime": "docker", "userns": "none"},
+        )  # fmt: skip
+
+    def remove(self, spec: Spec) -> Mapping[str, Any]:
+        """Remove the container with its volumes, check that the engine forgot it, and remove the socket's folder."""
+        live = self._live.pop(spec.task, None)
+        if live is None:
+            return {}
+        facts: dict[str, Any] = {}
+        if live.pidfd is not None:
+            processes.kill(live.pidfd)
+            facts["init_gone"] = processes.wait_ended(live.pidfd, _GONE_DEADLINE_S)
+            os.close(live.pidfd)
+        # A create whose answer was lost is found by its name.
+        facts["container_removed"] = remove_container(self._api, live.container_id or spec.container)
+        if live.group is not None:
+            facts["cgroup_removed"] = live.group.remove()
+        shutil.rmtree(live.folder, ignore_errors=True)
+        (self._folder / f"{spec.task}.id").unlink(missing_ok=True)
+        return facts
+
+    def _accept(self, listener: socket.socket, live: _Live, spec: Spec) -> tuple[socket.socket, int]:
+        """The one connection, from the uid that this box alone has. The socket's name goes before anything else runs."""
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        if not poll.poll(UP_DEADLINE_S * 1000):
+            raise BoxFailed(
+                Reason.ENGINE_UNAVAILABLE, "the container's init never reached this host",
+                remedy="Use a Docker engine that runs on this kernel (not Docker Desktop, not a remote one).",
+            )  # fmt: skip
+        control, _ = listener.accept()
+        (live.folder / "s").unlink()
+        pid, uid, _ = _PEER.unpack(control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        if uid != spec.host_uid:
+            control.close()
+            raise BoxFailed(Reason.READBACK_MISMATCH, f"uid {uid} connected to the control socket of uid {spec.host_uid}")
+        control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        return control, pid
+
+
+def connect(url: str) -> docker.APIClient:
+    """A client of a local engine. Raises BoxFailed(ENGINE_UNAVAILABLE) for a remote one or one that does not answer."""
+    if not url.startswith("unix://"):
+        raise BoxFailed(
+            Reason.ENGINE_UNAVAILABLE, f"the Docker engine at {url} is not on this host, so its boxes cannot be checked",
+            remedy="Unset DOCKER_HOST or use engine: oci.",
+        )  # fmt: skip
+    try:
+        return docker.APIClient(base_url=url, version="1.41", timeout=60)
+    except DockerException as error:
+        raise BoxFailed(Reason.ENGINE_UNAVAILABLE, f"docker: {_words(error)}") from error
+
+
+def remove_container(api: docker.APIClient, container: str) -> bool:
+    """Remove by id or name, with volumes; True when the engine no longer knows it."""
+    try:
+        with contextlib.suppress(NotFound):
+            api.remove_container(container, force=True, v=True)
+    except (APIError, DockerException, OSError):
+        return False
+    return True
+
+
+def _is_init_in(pid: int, container_id: str) -> bool:
+    """The process is PID 1 of its namespace and in this container's cgroup."""
+    if processes.status_fields(pid)["NSpid"].split()[-1] != "1":
+        return False
+    return container_id in Path(f"/proc/{pid}/cgroup").read_text()
+
+
+def _words(error: Exception) -> str:
+    explanation = getattr(error, "explanation", None)
+    return " ".join(str(explanation or error).split())[:400]
+
+
+def engine_facts(api: docker.APIClient) -> dict[str, str]:
+    """Version, default runtime and its revision. Raises BoxFailed for an engine that is not on this kernel."""
+    try:
+        info, version = api.info(), api.version()
+    except (APIError, DockerException, OSError) as error:
+        raise BoxFailed(Reason.ENGINE_UNAVAILABLE, f"docker: {_words(error)}") from error
+    if "docker desktop" in str(info.get("OperatingSystem", "")).lower():
+        raise BoxFailed(
+            Reason.ENGINE_UNAVAILABLE, "Docker Desktop runs its boxes in a virtual machine, where they cannot be checked",
+            remedy="Use engine: oci, or Docker's engine on this host.",
+        )  # fmt: skip
+    if any("name=userns" in option for option in info.get("SecurityOptions") or ()):
+        raise BoxFailed(
+            Reason.ENGINE_UNAVAILABLE, "this engine maps every container to one shared id range (userns-remap)",
+            remedy="Use engine: oci, which gives each box a range of its own.",
+        )  # fmt: skip
+    components = {part["Name"]: part for part in version.get("Components", [])}
+    return {
+        "version": str(version.get("Version")),
+        "default_runtime": str(info.get("DefaultRuntime")),
+        "runc": str(components.get("runc", {}).get("Version", "")),
+    }

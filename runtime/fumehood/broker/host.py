@@ -1,0 +1,242 @@
+"""What the broker knows of this host and sets up once: engines, cgroup trees, the helper programs, a private mount namespace.
+
+The mount namespace is the broker's own and a slave of the host's: everything mounted here dies with the process, however it
+ends, and nothing of it is ever seen outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fumehood.broker import cgroups, mounting, risks
+from fumehood.broker.devices import make_devices
+from fumehood.broker.engines import Engine
+from fumehood.broker.engines.oci import OciEngine
+from fumehood.broker.idmaps import IdMaps
+from fumehood.broker.ids import IdPool
+from fumehood.broker.rootfs import RootStore
+from fumehood.faults import BoxFailed, Refused
+from fumehood.model import Deny, Frame, UserNamespace
+from fumehood.reasons import Reason
+from fumehood.settings import Settings
+
+_CLONE_NEWNS = 0x20000
+_PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_BUILT = Path(__file__).parent / "init" / "bin"
+_MAX_INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+
+
+@dataclass(slots=True)
+class Host:
+    """Made by `open_host`; one a broker."""
+
+    settings: Settings
+    folder: Path
+    trees: cgroups.Trees
+    ids: IdPool
+    devices: int
+    init: Path
+    helper: Path
+    init_digest: str
+    inotify_share: int
+    lock: int
+    idmaps: IdMaps
+    engines: dict[str, Engine] = field(default_factory=dict)
+
+    def box_folder(self, task: str) -> Path:
+        """A new folder for one box, in the private mount namespace."""
+        place = self.folder / "private" / task
+        place.mkdir(mode=0o711)
+        return place
+
+    def accepted(self, frame: Frame) -> tuple[str, ...]:
+        """The risks that the profile or the host's configuration names."""
+        return (*frame.accept_risk, *self.settings.accept_risk)
+
+    def engine_for(self, frame: Frame) -> Engine:
+        """The engine that the profile names, or the first that can: docker when one answers, else oci."""
+        if frame.engine is not None:
+            engine = self._engine(frame.engine, frame.runtime)
+            self._check(engine, frame)
+            return engine
+        try:
+            engine = self._engine("docker", None)
+            self._check(engine, frame)
+        except (BoxFailed, Refused):
+            engine = self._engine("oci", frame.runtime)
+            self._check(engine, frame)
+        return engine
+
+    def _check(self, engine: Engine, frame: Frame) -> None:
+        if frame.user_namespace is UserNamespace.ALWAYS and not engine.user_namespace:
+            raise Refused(
+                Deny(
+                    reason=Reason.UNENFORCEABLE, rule="profile.user_namespace",
+                    detail=f"the {engine.name} engine gives no user namespace of its own",
+                    remedy="Use engine: oci.",
+                )
+            )  # fmt: skip
+        if engine.name == "docker" and frame.docker_image is None:
+            raise BoxFailed(
+                Reason.IMAGE_MISSING, "the image is not in the Docker engine",
+                remedy="Run `fumehood image build` again while the engine answers.",
+            )  # fmt: skip
+        open_risks = {name: text for name, text in engine.risks().items() if name not in self.accepted(frame)}
+        if open_risks:
+            listed = "; ".join(f"{name}: {text}" for name, text in open_risks.items())
+            raise Refused(
+                Deny(
+                    reason=Reason.RISK_NOT_ACCEPTED, rule="security.17", detail=f"engine {engine.name}: {listed}",
+                    remedy=f"Upgrade it, use engine: oci with crun, or name {', '.join(open_risks)} in `accept_risk`.",
+                )
+            )  # fmt: skip
+
+    def _engine(self, name: str, runtime: str | None) -> Engine:
+        key = name if runtime is None else f"{name}:{runtime}"
+        if (known := self.engines.get(key)) is not None:
+            return known
+        engine = self._make_docker() if name == "docker" else self._make_oci(runtime)
+        self.engines[key] = engine
+        return engine
+
+    def _make_oci(self, runtime: str | None) -> Engine:
+        program = find_runtime(runtime, dict(self.settings.runtimes))
+        roots = RootStore(self.settings.state.images, self.ids.image_base, self.idmaps)
+        return OciEngine(
+            program=program, risks=risks.of_runtime(program), trees=self.trees, roots=roots,
+            init_folder=self.init.parent, folder=self.folder / "private",
+        )  # fmt: skip
+
+    def _make_docker(self) -> Engine:
+        url = self.settings.docker_host
+        if url.startswith("unix://") and not Path(url.removeprefix("unix://")).exists():
+            raise BoxFailed(Reason.ENGINE_UNAVAILABLE, f"no Docker engine answers at {url}")
+        from fumehood.broker.engines import docker as engine
+
+        facts = engine.engine_facts(engine.connect(url))
+        folder = self.folder / "control"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return engine.DockerEngine(
+            url=url, trees=self.trees, init=self.init, folder=folder, risks=risks.of_docker(facts)
+        )
+
+
+def find_runtime(name: str | None, configured: Mapping[str, str]) -> Path:
+    """The program of an OCI runtime: the one named, else crun, else runc. Raises BoxFailed(ENGINE_UNAVAILABLE)."""
+    wanted = (name,) if name is not None else ("crun", "runc")
+    for candidate in wanted:
+        found = configured.get(candidate) or shutil.which(candidate, path=_PROGRAMS)
+        if found is not None and os.access(found, os.X_OK):
+            return Path(found)
+    raise BoxFailed(Reason.ENGINE_UNAVAILABLE, f"no OCI runtime is installed ({', '.join(wanted)})")
+
+
+def open_host(settings: Settings) -> Host:
+    """Take the runtime's lock and set up what every box needs. Raises FumehoodError or OSError."""
+    folder = settings.state.run / settings.runtime_id
+    folder.mkdir(mode=0o711)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    init, init_digest = _install(settings.state.bin, "init")
+    helper, _ = _install(settings.state.bin, "enter")
+    _own_mount_namespace()
+    trees = _find_trees(folder)
+    private = folder / "private"
+    private.mkdir(mode=0o711)
+    # No noexec or nodev: image roots and /dev templates are mounted below.
+    tmpfs = mounting.make_filesystem("tmpfs", [("mode", "711"), ("size", "64m")], 0)
+    mounting.attach(tmpfs, str(private))
+    os.close(tmpfs)
+    share = max(1, int(_MAX_INOTIFY.read_text()) // (2 * settings.boxes))
+    return Host(
+        settings=settings,
+        folder=folder,
+        trees=trees,
+        ids=IdPool(settings.state.ids, settings.ids_start, settings.ids_count),
+        devices=make_devices(private / "dev"),
+        init=init,
+        helper=helper,
+        init_digest=init_digest,
+        inotify_share=share,
+        lock=lock,
+        idmaps=IdMaps(),
+    )
+
+
+def close_host(host: Host) -> None:
+    """Remove what the runtime itself leaves once its boxes are gone; the lock goes last, with the process."""
+    cgroups.remove_parent(host.trees, host.settings.runtime_id)
+    host.idmaps.close()
+    os.close(host.devices)
+    with contextlib.suppress(OSError):
+        mounting.detach(str(host.folder / "private" / "dev"))
+        mounting.detach(str(host.folder / "private"))
+        mounting.detach(str(host.folder / "cgroup2"))
+    shutil.rmtree(host.folder, ignore_errors=True)
+
+
+def _own_mount_namespace() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS):
+        raise BoxFailed(Reason.UNENFORCEABLE, f"no mount namespace: {os.strerror(ctypes.get_errno())}")
+    # Slave: a directory that is mounted later on the host is still found, ours never propagate out.
+    mounting.mount(None, "/", None, mounting.MS_REC | mounting.MS_SLAVE)
+
+
+def _find_trees(folder: Path) -> cgroups.Trees:
+    """The cgroup trees; on a hybrid host the v2 tree is moved to a place of ours, because crun 1.8 refuses to see it."""
+    trees = cgroups.find_trees()
+    if trees.v2 is None or not trees.v1:
+        return trees
+    place = folder / "cgroup2"
+    place.mkdir(mode=0o700)
+    source = os.open(trees.v2, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    clone = mounting.clone_mount(source)
+    os.close(source)
+    mounting.attach(clone, str(place))
+    os.close(clone)
+    mounting.detach(str(trees.v2))
+    return cgroups.Trees(trees.v1, place, trees.v2_controllers)
+
+
+def _install(folder: Path, name: str) -> tuple[Path, str]:
+    """Copy a static program into the state folder under its digest: a checkout may lie where no box can read."""
+    source = _BUILT / name
+    try:
+        content = source.read_bytes()
+    except FileNotFoundError as error:
+        raise BoxFailed(
+            Reason.UNENFORCEABLE, f"the static program `{name}` was not built", remedy="Run ./scripts/setup."
+        ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    place = folder / digest[:32]
+    target = place / name
+    if not (target.exists() and hashlib.sha256(target.read_bytes()).hexdigest() == digest):
+        place.mkdir(mode=0o755, exist_ok=True)
+        temporary = place / f".{name}.{os.getpid()}"
+        temporary.write_bytes(content)
+        temporary.chmod(0o755)
+        temporary.rename(target)
+    return target, f"sha256:{digest}"
+
+
+def engine_report(host: Host) -> Mapping[str, Any]:
+    """What each engine says of itself, for `doctor`."""
+    report: dict[str, Any] = {}
+    for name, runtime in (("oci", "crun"), ("oci", "runc"), ("docker", None)):
+        key = name if runtime is None else f"{name} ({runtime})"
+        try:
+            engine = host._engine(name, runtime)  # noqa: SLF001 - same module's class
+            report[key] = {"works": True, "risks": dict(engine.risks()), "user_namespace": engine.user_namespace}
+        except (BoxFailed, Refused) as error:
+            report[key] = {"works": False, "why": error.detail, "remedy": error.remedy or error.reason.remedy}
+    return report

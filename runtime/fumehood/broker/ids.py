@@ -1,0 +1,66 @@
+"""Id ranges: 65,536 host ids for each live box, from the range that /etc/subuid reserves for `fumehood`.
+
+Slot 0 owns the image store's files; a box takes a slot from 1 on. A slot is taken by creating `ids/<slot>` exclusively with the
+runtime's id in it, and given back by removing that file, which only happens after a verified teardown or by the sweeper:
+two live boxes over one range could signal each other (rule 14), so a crash must not free a slot by itself.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from fumehood.faults import FumehoodError
+from fumehood.reasons import Reason
+
+RANGE = 65_536
+BOX_UID = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class IdPool:
+    """The reserved range and the folder that says which slots are taken."""
+
+    folder: Path
+    start: int
+    count: int
+
+    @property
+    def image_base(self) -> int:
+        """The first id of slot 0."""
+        return self.start
+
+    def base(self, slot: int) -> int:
+        """The first host id of a slot."""
+        return self.start + slot * RANGE
+
+    def take(self, runtime_id: str) -> int:
+        """A free slot, now ours. Raises FumehoodError(BUSY) when all are taken."""
+        slots = self.count // RANGE
+        first = random.randrange(1, slots)  # noqa: S311 - spreads runtimes over the pool; no secret
+        for step in range(slots - 1):
+            slot = 1 + (first - 1 + step) % (slots - 1)
+            try:
+                with (self.folder / str(slot)).open("x") as file:
+                    file.write(runtime_id)
+            except FileExistsError:
+                continue
+            return slot
+        raise FumehoodError(Reason.BUSY, f"all {slots - 1} id ranges are in use")
+
+    def give_back(self, slot: int) -> None:
+        """Free a slot after its box is verifiably gone."""
+        (self.folder / str(slot)).unlink(missing_ok=True)
+
+    def of_runtime(self, runtime_id: str) -> list[int]:
+        """The slots a runtime holds."""
+        return [int(file.name) for file in self.folder.iterdir() if file.name.isdigit() and _owner(file) == runtime_id]
+
+
+def _owner(file: Path) -> str:
+    try:
+        return file.read_text()
+    except FileNotFoundError:  # given back meanwhile
+        return ""
+

@@ -1,0 +1,212 @@
+/* PID 1 of a box: waits for the broker, starts one tool held before its first instruction, reaps, reports, stays.
+ *
+ * Theory. The engine starts this program with no capability and no_new_privs. It makes itself non-dumpable (a child
+ * of the same uid could otherwise rewrite it through /proc/1/mem), installs the profile's seccomp filter on itself so
+ * that everything in the box inherits it, and says READY. On START it forks the tool, which reports HELD with its
+ * credentials and waits until the broker has read back from the host what the kernel really applied; on GO it
+ * executes. When the tool's first process ends, its status is sent, everything else in the box is killed, and after the last
+ * child is reaped QUIET is sent. Init then waits for END, so that the cgroup still exists when the host reads it.
+ * The end of the control socket at any time ends init, and with it the PID namespace.
+ *
+ * It never becomes the tool, never parses anything but the broker's messages, and links no NSS, locale or dlopen.
+ *
+ * Messages are single SEQPACKET datagrams; the first byte tells the kind (see protocol.py, which mirrors this).
+ * Sources: pid_namespaces(7), prctl(2), seccomp(2), close_range(2).
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { MESSAGE_BYTES = 192 * 1024, STRINGS_MAX = 16384, CONTROL = 3 };
+
+static unsigned char message[MESSAGE_BYTES];
+static char *strings[STRINGS_MAX + 2];
+static pid_t tool;
+static int go_pipe = -1;
+
+static void report(char kind, int32_t a, int32_t b) {
+  unsigned char out[9];
+  out[0] = (unsigned char)kind;
+  memcpy(out + 1, &a, 4);
+  memcpy(out + 5, &b, 4);
+  if (send(CONTROL, out, sizeof out, MSG_NOSIGNAL) < 0) _exit(1);
+}
+
+/* Tells the broker which step failed, then ends the box: half a box is never left running. */
+static void die(int32_t step) {
+  report('!', step, errno);
+  _exit(1);
+}
+
+static uint32_t word_at(size_t offset) {
+  uint32_t value;
+  memcpy(&value, message + offset, 4);
+  return value;
+}
+
+/* FRAME: u32 open_files, u32 instructions, then the filter itself. */
+static void take_frame(size_t length) {
+  if (length < 9) die(1);
+  struct rlimit none = {0, 0}, files = {word_at(1), word_at(1)};
+  if (setrlimit(RLIMIT_CORE, &none) || setrlimit(RLIMIT_NOFILE, &files)) die(2);
+  uint32_t count = word_at(5);
+  if (count == 0 || length != 9 + (size_t)count * sizeof(struct sock_filter)) die(3);
+  static struct sock_filter instructions[BPF_MAXINSNS];
+  if (count > BPF_MAXINSNS) die(3);
+  memcpy(instructions, message + 9, count * sizeof(struct sock_filter));
+  struct sock_fprog program = {(unsigned short)count, instructions};
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) die(4);
+  if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program)) die(5);
+  report('R', 0, 0);
+}
+
+/* The tool's side of START, up to its first instruction. */
+static void become_tool(char **argv, char **env, const int streams[3], const int gate[2]) {
+  sigset_t nothing;
+  sigemptyset(&nothing);
+  report('H', 0, 0); /* the kernel adds our credentials: the broker learns the host's pid for us */
+  close(gate[1]);
+  char byte;
+  if (read(gate[0], &byte, 1) != 1) _exit(125);
+  setsid();
+  umask(022);
+  for (int i = 0; i < 3; i++)
+    if (dup2(streams[i], i) < 0) die(20);
+  /* CVE-2024-21626: no descriptor beyond the standard streams outlives the exec. */
+  if (syscall(SYS_close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC)) die(21);
+  if (chdir("/workspace")) die(22);
+  for (int i = 1; i < NSIG; i++) signal(i, SIG_DFL);
+  sigprocmask(SIG_SETMASK, &nothing, 0);
+  execvpe(argv[0], argv, env);
+  report('E', errno, 0);
+  _exit(127);
+}
+
+/* START: u32 argc, u32 envc, then that many NUL-ended strings; three descriptors beside it. */
+static void start(size_t length, const int *fds, int count) {
+  if (count != 3 || length < 10 || length >= MESSAGE_BYTES || message[length - 1] != 0 || tool) die(10);
+  uint32_t argc = word_at(1), envc = word_at(5), n = 0;
+  if (argc == 0 || (uint64_t)argc + envc > STRINGS_MAX) die(11);
+  char *next = (char *)message + 9, *end = (char *)message + length;
+  char **argv = strings, **env = strings + argc + 1;
+  for (; n < argc + envc; n++) {
+    if (next >= end) die(12);
+    if (n < argc) argv[n] = next;
+    else env[n - argc] = next;
+    next += strlen(next) + 1;
+  }
+  argv[argc] = 0;
+  env[envc] = 0;
+  if (next != end) die(12);
+  int gate[2];
+  if (pipe2(gate, O_CLOEXEC)) die(13);
+  /* execvpe looks for PATH in the environment of the caller. */
+  clearenv();
+  for (uint32_t i = 0; i < envc; i++)
+    if (!strncmp(env[i], "PATH=", 5)) putenv(env[i]);
+  tool = fork();
+  if (tool < 0) die(14);
+  if (tool == 0) become_tool(argv, env, fds, gate);
+  close(gate[0]);
+  go_pipe = gate[1];
+  for (int i = 0; i < 3; i++) close(fds[i]);
+}
+
+/* One datagram from the broker. */
+static void take_message(void) {
+  char control[CMSG_SPACE(8 * sizeof(int))];
+  struct iovec io = {message, sizeof message};
+  struct msghdr header = {.msg_iov = &io, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+  ssize_t length = recvmsg(CONTROL, &header, MSG_CMSG_CLOEXEC);
+  if (length <= 0) _exit(0); /* the broker is gone: so is the box */
+  if (header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) die(30);
+  int fds[8], count = 0;
+  for (struct cmsghdr *c = CMSG_FIRSTHDR(&header); c; c = CMSG_NXTHDR(&header, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS || count) die(31);
+    count = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+    if (count > 8) die(31);
+    memcpy(fds, CMSG_DATA(c), (size_t)count * sizeof(int));
+  }
+  if (count && message[0] != 'S') die(32); /* no descriptor is accepted except those the plan expects */
+  switch (message[0]) {
+    case 'F': take_frame((size_t)length); break;
+    case 'S': start((size_t)length, fds, count); break;
+    case 'G':
+      if (go_pipe < 0 || write(go_pipe, "g", 1) != 1) die(33);
+      close(go_pipe);
+      go_pipe = -1;
+      break;
+    case 'K':
+      kill(-1, SIGKILL);
+      break;
+    case 'E': _exit(0);
+    default: die(34);
+  }
+}
+
+/* Reaps what there is. Returns 0 when there are no children left. */
+static int reap(void) {
+  for (;;) {
+    int status;
+    pid_t pid = waitpid(-1, &status, WNOHANG);
+    if (pid == 0) return 1;
+    if (pid < 0) return 0;
+    if (pid == tool) {
+      tool = -1;
+      report('X', WIFEXITED(status) ? WEXITSTATUS(status) : -1, WIFSIGNALED(status) ? WTERMSIG(status) : 0);
+      kill(-1, SIGKILL); /* nothing outlives the call */
+    }
+  }
+}
+
+int main(int argc, char **argv) {
+  if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) return 1;
+  if (argc > 1) { /* an engine that passes no descriptor: connect once to the path given */
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(argv[1]) >= sizeof address.sun_path) return 1;
+    strcpy(address.sun_path, argv[1]);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address)) return 1;
+    if (fd != CONTROL && (dup2(fd, CONTROL) < 0 || close(fd))) return 1;
+  }
+  if (fcntl(CONTROL, F_SETFD, FD_CLOEXEC)) return 1;
+  syscall(SYS_close_range, CONTROL + 1, ~0U, 0);
+  sigset_t all;
+  sigfillset(&all);
+  sigprocmask(SIG_SETMASK, &all, 0);
+  int signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+  if (signals < 0) return 1;
+  report('U', getpid(), 0); /* up */
+  int quiet_sent = 0;
+  struct pollfd waits[2] = {{.fd = CONTROL, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
+  for (;;) {
+    if (poll(waits, 2, -1) < 0) continue;
+    if (waits[1].revents) {
+      struct signalfd_siginfo got;
+      while (read(signals, &got, sizeof got) == sizeof got)
+        if (got.ssi_signo != SIGCHLD && tool > 0) kill(tool, (int)got.ssi_signo);
+      if (!reap() && tool < 0 && !quiet_sent) {
+        quiet_sent = 1;
+        report('Q', 0, 0);
+      }
+    }
+    if (waits[0].revents) take_message();
+  }
+}

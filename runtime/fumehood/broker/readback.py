@@ -1,0 +1,179 @@
+"""What the kernel really applied to a box, read from the host and compared with the plan (rule 15).
+
+`gather` reads the held tool process from /proc before its first instruction; `judge` is pure and returns one sentence for
+each thing that is not as planned. Content is compared, not mode: an allow-all filter also reads `Seccomp: 2`, so the filter's
+bytes are; a mount is accepted only when its place, kind and flags are all expected, so a stray mount is a mismatch.
+What `gather` returns goes into the record as it is. Source: CVE-2025-52881 (a runtime's writes can be redirected), proc(5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fumehood.broker import processes
+from fumehood.broker.cgroups import Group
+
+NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user")
+_CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """The plan's side of the comparison. `workspace` and `mounts` tell which places are mounted, and `rw` or `ro`."""
+
+    uid: int
+    gid: int
+    user_namespace: bool
+    id_base: int
+    filter_digest: str
+    memory_bytes: int
+    pids: int
+    cpu_quota_us: int
+    open_files: int
+    workspace: str | None
+    mounts: tuple[str, ...]
+
+
+def filter_digest(program: bytes) -> str:
+    """`sha256:<hex>` of a classic BPF program."""
+    return "sha256:" + hashlib.sha256(program).hexdigest()
+
+
+def gather(pid: int, pidfd: int, group: Group) -> dict[str, Any]:
+    """Read everything `judge` compares. The caller holds the pidfd; raises OSError or BoxFailed."""
+    status = processes.status_fields(pid)
+    filters = processes.seccomp_filters(pid)
+    found = {
+        "uid": status["Uid"].split(),
+        "gid": status["Gid"].split(),
+        "groups": status["Groups"].split(),
+        "capabilities": {name: int(status[name], 16) for name in _CAPABILITY_SETS},
+        "no_new_privs": status["NoNewPrivs"] == "1",
+        "seccomp": [filter_digest(program) for program in filters],
+        "namespaces": {name: str(Path(f"/proc/{pid}/ns/{name}").readlink()) for name in NAMESPACES},
+        "host_namespaces": {name: str(Path(f"/proc/self/ns/{name}").readlink()) for name in NAMESPACES},
+        "uid_map": _read(pid, "uid_map").split(),
+        "gid_map": _read(pid, "gid_map").split(),
+        "mounts": parse_mounts(_read(pid, "mountinfo")),
+        "rlimits": parse_limits(_read(pid, "limits")),
+        "descriptors": _descriptors(pid),
+        "interfaces": [line.split(":")[0].strip() for line in _read(pid, "net/dev").splitlines()[2:]],
+        "cgroup": group.limits(),
+        "cgroup_member": group.holds(pid),
+    }
+    found["alive"] = processes.alive(pidfd)
+    return found
+
+
+def judge(expected: Expected, found: Mapping[str, Any]) -> list[str]:
+    """What differs from the plan, a sentence each; empty when all is as planned."""
+    wrong: list[str] = []
+
+    def want(name: str, actual: object, planned: object) -> None:
+        if actual != planned:
+            wrong.append(f"{name} is {actual!r}, planned {planned!r}")
+
+    want("alive", found["alive"], True)
+    want("uid", found["uid"], [str(expected.uid)] * 4)
+    want("gid", found["gid"], [str(expected.gid)] * 4)
+    if not set(found["groups"]) <= {str(expected.gid)}:
+        wrong.append(f"supplementary groups {found['groups']!r}, planned none")
+    for name, value in found["capabilities"].items():
+        want(name, value, 0)
+    want("no_new_privs", found["no_new_privs"], True)
+    want("seccomp filters", found["seccomp"], [expected.filter_digest])
+    for name in NAMESPACES:
+        shared = found["namespaces"][name] == found["host_namespaces"][name]
+        if name == "user":
+            want("own user namespace", not shared, expected.user_namespace)
+        elif shared:
+            wrong.append(f"the {name} namespace is the host's")
+    if expected.user_namespace:
+        planned_map = ["0", str(expected.id_base), "65536"]
+        want("uid_map", found["uid_map"], planned_map)
+        want("gid_map", found["gid_map"], planned_map)
+    wrong.extend(judge_mounts(expected, found["mounts"]))
+    want("RLIMIT_CORE", found["rlimits"].get("Max core file size"), ["0", "0"])
+    want("RLIMIT_NOFILE", found["rlimits"].get("Max open files"), [str(expected.open_files)] * 2)
+    extra = [fd for fd in found["descriptors"] if fd["number"] > 2 and not fd["close_on_exec"]]
+    want("descriptors that outlive exec", extra, [])
+    want("network interfaces", found["interfaces"], ["lo"])
+    want(
+        "cgroup limits",
+        found["cgroup"],
+        {"cpu_quota_us": expected.cpu_quota_us, "memory_bytes": expected.memory_bytes, "pids": expected.pids},
+    )
+    want("member of its cgroup", found["cgroup_member"], True)
+    return wrong
+
+
+def judge_mounts(expected: Expected, mounts: list[dict[str, Any]]) -> list[str]:
+    """Compare the mount table with the only one a box may have."""
+    wrong: list[str] = []
+    needed: dict[str, set[str]] = {
+        "/": {"ro"},
+        "/proc": {"nosuid", "nodev", "noexec"},
+        "/proc/sys": {"ro"},
+        "/dev": {"ro", "nosuid", "noexec"},
+        "/dev/shm": {"rw", "nosuid", "nodev"},  # noqa: S108 - a place inside the box
+        "/tmp": {"rw", "nosuid", "nodev"},  # noqa: S108 - a place inside the box
+    }
+    if expected.workspace is not None:
+        needed["/workspace"] = {expected.workspace, "nosuid", "nodev"}
+    if expected.mounts:
+        needed["/mnt"] = {"ro", "nosuid", "nodev"}
+    needed.update({f"/mnt/{name}": {"ro", "nosuid", "nodev"} for name in expected.mounts})
+    seen: set[str] = set()
+    for mount in mounts:
+        place, flags = mount["place"], set(mount["flags"])
+        if place in needed:
+            if place in seen:
+                wrong.append(f"{place} is mounted twice")
+            seen.add(place)
+            if not needed[place] <= flags:
+                wrong.append(f"{place} lacks {', '.join(sorted(needed[place] - flags))}")
+        elif not (place.startswith("/proc/") and _is_mask(mount)):
+            wrong.append(f"unplanned mount at {place} ({mount['kind']})")
+    wrong.extend(f"{place} is not mounted" for place in needed if place not in seen)
+    return wrong
+
+
+def _is_mask(mount: Mapping[str, Any]) -> bool:
+    """A mask below /proc: read-only proc, an empty read-only tmpfs, or /dev/null itself."""
+    return "ro" in mount["flags"] or (mount["kind"] in {"devtmpfs", "tmpfs"} and mount["root"] == "/null")
+
+
+def parse_mounts(mountinfo: str) -> list[dict[str, Any]]:
+    """Place, root, kind and per-mount flags of every line of mountinfo (proc(5))."""
+    mounts = []
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        mounts.append(
+            {"place": fields[4], "root": fields[3], "kind": right.split(" ")[0], "flags": sorted(fields[5].split(","))}
+        )
+    return mounts
+
+
+def parse_limits(limits: str) -> dict[str, list[str]]:
+    """Soft and hard value by name from /proc/PID/limits."""
+    return {line[:25].strip(): line[25:].split()[:2] for line in limits.splitlines()[1:]}
+
+
+def _descriptors(pid: int) -> list[dict[str, Any]]:
+    found = []
+    for name in (path.name for path in Path(f"/proc/{pid}/fd").iterdir()):
+        info = _read(pid, f"fdinfo/{name}")
+        flags = next(int(line.split()[1], 8) for line in info.splitlines() if line.startswith("flags:"))
+        found.append({"number": int(name), "close_on_exec": bool(flags & os.O_CLOEXEC)})
+    return sorted(found, key=lambda fd: fd["number"])
+
+
+def _read(pid: int, name: str) -> str:
+    with open(f"/proc/{pid}/{name}", encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()

@@ -1,0 +1,192 @@
+"""The broker process: takes the worker's requests, one thread each, until the worker is gone; then removes everything.
+
+The main thread only receives and dispatches. Each verb is a few lines here and its work elsewhere. When the
+socket to the worker ends, for whatever reason, every box is removed before the process ends: a killed worker leaves nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fumehood import wire
+from fumehood.broker import doctor, pending, requests, sweep
+from fumehood.broker.box import Box
+from fumehood.broker.host import Host, close_host, open_host
+from fumehood.faults import FumehoodError, Refused
+from fumehood.model import Deny, FileChange
+from fumehood.reasons import Reason
+from fumehood.settings import Settings
+
+
+class Broker:
+    """The verbs, and the boxes they are about."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._boxes: dict[str, Box] = {}
+        self._lock = threading.Lock()
+
+    def answer(self, verb: str, args: Mapping[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
+        """Do one verb. Raises FumehoodError for what is refused or fails."""
+        if verb == "doctor":
+            return doctor.report(self._host), []
+        if verb in pending.VERBS:
+            return pending.VERBS[verb](self._host.settings.state, self._host.settings.caller_uid, dict(args))
+        handler = self._verbs().get(verb)
+        if handler is None:
+            raise requests.refuse(f"there is no verb {verb!r:.40}")
+        return handler(requests.task_of(args), args, fds), []
+
+    def remove_all(self) -> None:
+        """Remove every box, all at once."""
+        with self._lock:
+            boxes, self._boxes = list(self._boxes.values()), {}
+        threads = [threading.Thread(target=box.remove) for box in boxes]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _verbs(self) -> Mapping[str, Callable[[str, Mapping[str, Any], list[int]], dict[str, Any]]]:
+        return {
+            "make": self._make, "bind": self._bind, "start": self._start, "wait": self._wait,
+            "kill": self._kill, "put": self._put, "get": self._get, "settle": self._settle, "remove": self._remove,
+        }  # fmt: skip
+
+    def _make(self, task: str, args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
+        box = Box(self._host, task, requests.frame_of(args.get("frame")))
+        with self._lock:
+            if task in self._boxes:
+                raise requests.refuse("this task has a box already")
+            if len(self._boxes) >= self._host.settings.boxes:
+                raise Refused(Deny(reason=Reason.BUSY, rule="config.boxes", detail=f"{len(self._boxes)} boxes are live"))
+            self._boxes[task] = box
+        return dataclasses.asdict(box.make())
+
+    def _bind(self, task: str, args: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        if len(fds) > 1:
+            raise requests.refuse("bind takes at most one descriptor")
+        return self._box(task).bind(requests.binding_of(args.get("binding")), fds[0] if fds else None)
+
+    def _start(self, task: str, args: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        if len(fds) != 3:
+            raise requests.refuse("start takes three descriptors")
+        argv, env = requests.command_of(args)
+        return self._box(task).start(argv, env, fds)
+
+    def _put(self, task: str, args: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        self._box(task).put(requests.descriptor_of(fds), requests.inner_path_of(args))
+        return {}
+
+    def _get(self, task: str, args: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
+        self._box(task).get(requests.inner_path_of(args), requests.descriptor_of(fds))
+        return {}
+
+    def _wait(self, task: str, _args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
+        return dataclasses.asdict(self._box(task).wait())
+
+    def _kill(self, task: str, args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
+        self._box(task).kill(Reason(requests.choice_of(args, "reason", tuple(Reason))))
+        return {}
+
+    def _settle(self, task: str, args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
+        action = requests.choice_of(args, "action", ("commit", "hold", "discard"))
+        settled = self._box(task).settle(action, requests.strings_of(args, "protect", 256))
+        return {**dataclasses.asdict(settled), "files": _fitting(settled.files), "files_total": len(settled.files)}
+
+    def _remove(self, task: str, _args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
+        with self._lock:
+            box = self._boxes.get(task)
+        facts = box.remove() if box is not None else {}
+        with self._lock:
+            self._boxes.pop(task, None)
+        return facts
+
+    def _box(self, task: str) -> Box:
+        with self._lock:
+            box = self._boxes.get(task)
+        if box is None:
+            raise requests.refuse("this task has no box")
+        return box
+
+
+def _fitting(files: Sequence[FileChange]) -> list[dict[str, Any]]:
+    """As many changes as fit into one message; what is pending can be listed page by page."""
+    rows: list[dict[str, Any]] = []
+    room = wire.MESSAGE_BYTES // 2
+    for change in files:
+        row = dataclasses.asdict(change)
+        room -= 2 * len(change.path.encode("utf-8", "surrogateescape")) + 200
+        if room < 0:
+            break
+        rows.append(row)
+    return rows
+
+
+def serve(settings: Settings, worker: socket.socket, ledger: socket.socket) -> None:
+    """Run until the worker is gone. Never returns an error: what cannot be set up is told to every request."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the worker decides; its end is ours
+    try:
+        host = open_host(settings)
+    except (FumehoodError, OSError) as error:
+        _refuse_all(worker, error)
+        return
+    try:
+        sweep.sweep(host, ledger)
+        broker = Broker(host)
+        sending = threading.Lock()
+        with ThreadPoolExecutor(max_workers=4 * settings.boxes + 4) as pool:
+            try:
+                while (got := wire.receive(worker)) is not None:
+                    pool.submit(_answer, broker, worker, sending, *got)
+            except wire.WireError:
+                pass  # whoever sends that is not our worker any more
+            broker.remove_all()
+    finally:
+        close_host(host)
+
+
+def _answer(
+    broker: Broker, worker: socket.socket, sending: threading.Lock, message: Mapping[str, Any], fds: list[int]
+) -> None:
+    reply_fds: list[int] = []
+    try:
+        args = message.get("args")
+        result, reply_fds = broker.answer(str(message.get("verb")), args if isinstance(args, dict) else {}, fds)
+        reply: dict[str, Any] = {"ok": result}
+    except Exception as error:  # noqa: BLE001 - a verb's fault must not end the process that cleans up
+        if not isinstance(error, FumehoodError):
+            traceback.print_exc(file=sys.stderr)
+        reply = wire.reply_of_error(error)
+    finally:
+        wire.close_all(fds)
+    try:
+        with sending:
+            wire.send(worker, {"id": message.get("id"), **reply}, reply_fds)
+    except (wire.WireError, OSError):
+        pass  # the worker is gone; the main thread sees it too
+    finally:
+        wire.close_all(reply_fds)
+
+
+def _refuse_all(worker: socket.socket, error: Exception) -> None:
+    """Answer every request with why the broker could not start."""
+    if not isinstance(error, FumehoodError):
+        error = FumehoodError(Reason.STATE_UNAVAILABLE, str(error))
+    try:
+        while (got := wire.receive(worker)) is not None:
+            message, fds = got
+            wire.close_all(fds)
+            wire.send(worker, {"id": message.get("id"), **wire.reply_of_error(error)})
+    except (wire.WireError, OSError):
+        os._exit(1)

@@ -1,0 +1,116 @@
+"""Takes away what runtimes that died left behind, and closes their records as lost (rule 5).
+
+A runtime is dead when its lock can be taken; a live one holds it. Even then a resource is touched only when the ledger has an open
+record of that runtime for its task, and the resource's own name, full id and label agree: labels alone can be written
+by whoever makes an image or a container. What does not agree is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fumehood import wire
+from fumehood.broker import cgroups
+from fumehood.broker.host import Host
+from fumehood.faults import FumehoodError
+from fumehood.state import PREFIX
+
+
+def sweep(host: Host, ledger: socket.socket) -> None:
+    """Sweep every dead runtime of this state folder."""
+    for folder in sorted(host.settings.state.run.iterdir()):
+        if folder.name == host.settings.runtime_id:
+            continue
+        lock = _take(folder / "lock")
+        if lock is None:
+            continue
+        try:
+            _sweep_runtime(host, folder, ledger)
+        finally:
+            os.close(lock)
+    _close_forgotten(host, ledger)
+
+
+def _take(path: Path) -> int | None:
+    """The dead runtime's lock, now ours; None while it lives (or another sweeper is at it)."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _sweep_runtime(host: Host, folder: Path, ledger: socket.socket) -> None:
+    runtime_id = folder.name
+    tasks = _open_tasks(ledger, runtime_id)
+    if tasks is None:
+        return  # without the ledger's word nothing is touched
+    facts: dict[str, dict[str, Any]] = {row["task"]: {"swept_by": host.settings.runtime_id} for row in tasks}
+    for task in cgroups.remove_tree(host.trees, runtime_id):
+        facts.setdefault(task, {})["cgroup_removed"] = True
+    _sweep_containers(host, folder, {row["task"] for row in tasks}, facts)
+    for slot in host.ids.of_runtime(runtime_id):
+        host.ids.give_back(slot)
+    shutil.rmtree(folder, ignore_errors=True)
+    for row in tasks:
+        _close_lost(ledger, row["task"], facts[row["task"]])
+
+
+def _sweep_containers(host: Host, folder: Path, tasks: set[str], facts: dict[str, dict[str, Any]]) -> None:
+    """Remove the dead runtime's containers: each must have its record, its name, both labels and its noted id."""
+    control = folder / "control"
+    if not control.is_dir() or not any(control.iterdir()):
+        return
+    from docker.errors import DockerException
+
+    from fumehood.broker.engines import docker as engine
+
+    try:
+        api = engine.connect(host.settings.docker_host)
+        listed = api.containers(all=True, filters={"label": f"{PREFIX}={folder.name}"})
+    except (FumehoodError, DockerException, OSError):
+        return
+    for container in listed:
+        task = container["Labels"].get(f"{PREFIX}.task")
+        if task not in tasks or f"/{PREFIX}-{task}" not in container["Names"]:
+            continue
+        noted = control / f"{task}.id"
+        if noted.exists() and noted.read_text() != container["Id"]:
+            continue
+        facts[task]["container_removed"] = engine.remove_container(api, container["Id"])
+
+
+def _open_tasks(ledger: socket.socket, runtime_id: str) -> list[Mapping[str, Any]] | None:
+    try:
+        result, _ = wire.request(ledger, "open_tasks", {"runtime_id": runtime_id})
+    except (FumehoodError, wire.WireError, OSError):
+        return None
+    rows: list[Mapping[str, Any]] = result
+    return rows
+
+
+def _close_lost(ledger: socket.socket, task: str, facts: Mapping[str, Any]) -> None:
+    with contextlib.suppress(FumehoodError, wire.WireError, OSError):
+        wire.request(ledger, "close_lost", {"task": task, "facts": dict(facts)})
+
+
+def _close_forgotten(host: Host, ledger: socket.socket) -> None:
+    """Close records whose runtime has left no folder: it was removed cleanly, but its ledger died before the end."""
+    with contextlib.suppress(FumehoodError, wire.WireError, OSError):
+        result, _ = wire.request(ledger, "runtimes_open", {})
+        for runtime_id in result:
+            if not (host.settings.state.run / runtime_id).exists():
+                for row in _open_tasks(ledger, runtime_id) or []:
+                    _close_lost(ledger, row["task"], {"swept_by": host.settings.runtime_id})
