@@ -1,0 +1,33 @@
+"""Is this a call that could run at all? Pure, but for looking its image up."""
+
+from __future__ import annotations
+
+from fumehood.model import Deny, Scope, ToolCall, Verified, WorkspaceMode
+from fumehood.ports import Images
+from fumehood.reasons import Reason
+
+
+def check(call: ToolCall, images: Images) -> Verified | Deny:
+    """The call with its image found, or why it cannot run."""
+    profile = call.profile
+    if profile.scope is Scope.SESSION:
+        return Deny(
+            reason=Reason.UNENFORCEABLE, rule="profile.scope", detail="`scope: session` is not served by this release",
+            remedy="Use `scope: call`.",
+        )  # fmt: skip
+    needs_directory = profile.filesystem.workspace in {WorkspaceMode.RO, WorkspaceMode.DIRECT}
+    if needs_directory and call.workspace_fd is None:
+        return Deny(reason=Reason.WORKSPACE_MISSING, rule="profile.filesystem.workspace")
+    if profile.filesystem.workspace is WorkspaceMode.NONE and call.workspace_fd is not None:
+        return Deny(
+            reason=Reason.WORKSPACE_NOT_ALLOWED, rule="profile.filesystem.workspace",
+            detail=f"the profile {profile.name} gives its tools no workspace",
+            remedy="Leave --workspace out, or allow one in the profile.",
+        )  # fmt: skip
+    image = images.resolve(profile.image)
+    if image is None:
+        return Deny(
+            reason=Reason.IMAGE_MISSING, rule="profile.image", detail=f"the image {profile.image} is not in the store",
+            remedy=f"Build it: `fumehood image build {profile.image}`.",
+        )  # fmt: skip
+    return Verified(call=call, image=image)

@@ -1,0 +1,58 @@
+"""The composition root: from running processes to the ports that calls use."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fumehood.asking import asking
+from fumehood.brokering import BrokerClient
+from fumehood.evidence.client import LedgerClient
+from fumehood.image.store import ImageStore
+from fumehood.launch import Processes
+from fumehood.model import Sender, task_id
+from fumehood.ports import Ports
+
+
+class SystemClock:
+    """The host's clocks."""
+
+    def wall_s(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def monotonic_s(self) -> float:
+        """Seconds of a clock that never steps."""
+        return time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What a front door needs: the ports, and who the caller is by the kernel's word."""
+
+    ports: Ports
+    sender: Sender
+
+    def new_task(self) -> str:
+        """A fresh task id."""
+        return task_id(int(self.ports.clock.wall_s() * 1000), os.urandom(10))
+
+
+@asynccontextmanager
+async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
+    """Use the running processes for the length of the body. Raises FumehoodError when there is no broker."""
+    settings = processes.settings
+    clock = SystemClock()
+    async with asking(processes.ledger) as ledger, asking(processes.privileged) as broker:
+        ports = Ports(
+            broker=BrokerClient(broker),
+            ledger=LedgerClient(ledger, clock),
+            images=ImageStore(settings.state.images),
+            clock=clock,
+            owner_uid=settings.caller_uid,
+        )
+        yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))

@@ -1,0 +1,78 @@
+"""`ports.Broker` over the socket to the broker process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fumehood.asking import Asker
+from fumehood.faults import BoxFailed
+from fumehood.model import Binding, FileChange, Frame, Usage
+from fumehood.ports import Exited, Made, Settled
+from fumehood.reasons import Reason
+from fumehood.wire import WireError
+
+
+class BrokerClient:
+    """The worker's broker. Raises `Refused` or `BoxFailed`; one that is gone is BoxFailed(BROKER_DIED)."""
+
+    def __init__(self, asker: Asker) -> None:
+        self._asker = asker
+
+    async def make(self, task: str, frame: Frame) -> Made:
+        """Make a box whose init waits."""
+        return Made(**await self._ask("make", {"task": task, "frame": asdict(frame)}))
+
+    async def bind(self, task: str, binding: Binding) -> Mapping[str, Any]:
+        """Attach the call's own things."""
+        fields = {**asdict(binding), "workspace_fd": None}
+        fds = [] if binding.workspace_fd is None else [binding.workspace_fd]
+        facts: Mapping[str, Any] = await self._ask("bind", {"task": task, "binding": fields}, fds)
+        return facts
+
+    async def start(
+        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]
+    ) -> Mapping[str, Any]:
+        """Read back, then start the tool."""
+        found: Mapping[str, Any] = await self._ask("start", {"task": task, "argv": list(argv), "env": dict(env)}, stdio)
+        return found
+
+    async def wait(self, task: str) -> Exited:
+        """Wait for the end."""
+        fields = await self._ask("wait", {"task": task})
+        fields["usage"] = Usage(**fields["usage"])
+        for name in ("killed", "failed"):
+            fields[name] = None if fields[name] is None else Reason(fields[name])
+        return Exited(**fields)
+
+    async def kill(self, task: str, reason: Reason) -> None:
+        """End the box's processes."""
+        await self._ask("kill", {"task": task, "reason": reason.value})
+
+    async def put(self, task: str, source: int, path: str) -> None:
+        """Copy a file into the workspace."""
+        await self._ask("put", {"task": task, "path": path}, [source])
+
+    async def get(self, task: str, path: str, target: int) -> None:
+        """Copy a file out of the workspace."""
+        await self._ask("get", {"task": task, "path": path}, [target])
+
+    async def settle(self, task: str, action: str, protect: Sequence[str]) -> Settled:
+        """Commit, hold or discard."""
+        fields = await self._ask("settle", {"task": task, "action": action, "protect": list(protect)})
+        fields["files"] = tuple(FileChange(**change) for change in fields["files"])
+        fields["failed"] = None if fields["failed"] is None else Reason(fields["failed"])
+        return Settled(**fields)
+
+    async def remove(self, task: str) -> Mapping[str, Any]:
+        """Remove everything of the box."""
+        facts: Mapping[str, Any] = await self._ask("remove", {"task": task})
+        return facts
+
+    async def _ask(self, verb: str, args: Mapping[str, Any], fds: Sequence[int] = ()) -> Any:
+        try:
+            result, _ = await self._asker.ask(verb, args, fds)
+        except WireError as error:
+            raise BoxFailed(Reason.BROKER_DIED, f"{verb}: {error}") from error
+        return result

@@ -1,0 +1,111 @@
+"""Holding a box: made on entry, removed on every way out, the removal shielded from cancellation and bounded in time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import anyio
+
+from fumehood.faults import BoxFailed
+from fumehood.lifecycle import Event
+from fumehood.model import Binding, CommitMode, Outcome, Plan, Result, WorkspaceMode
+from fumehood.ports import Exited, Ports, Settled
+from fumehood.reasons import Reason
+
+REMOVE_DEADLINE_S = 20.0
+_log = logging.getLogger("fumehood")
+
+
+class Log(Protocol):
+    """The part of a record's log that a box writes to."""
+
+    async def event(self, event: Event, **facts: Any) -> None:
+        """Note one step."""
+        ...
+
+
+class Box:
+    """The box of one call, as the stages use it."""
+
+    def __init__(self, plan: Plan, ports: Ports, log: Log) -> None:
+        self._task = plan.call.task
+        self._broker = ports.broker
+        self._log = log
+
+    async def bind(self, binding: Binding) -> None:
+        """Attach the call's own things."""
+        facts = await self._broker.bind(self._task, binding)
+        await self._log.event(Event.BIND, **facts)
+
+    async def start(self, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]) -> None:
+        """Start the tool, once the broker has read back that the kernel did as planned."""
+        found = await self._broker.start(self._task, argv, env, stdio)
+        await self._log.event(Event.START, argv=list(argv)[:64], readback=found)
+
+    async def wait(self) -> Exited:
+        """Wait for the end of the tool and of everything it left running."""
+        ended = await self._broker.wait(self._task)
+        await self._log.event(Event.EXIT, exit_code=ended.exit_code, signal=ended.signal, killed=ended.killed)
+        return ended
+
+    async def kill(self, reason: Reason) -> None:
+        """End the box's processes now."""
+        await self._broker.kill(self._task, reason)
+
+    async def put(self, source: int, path: str) -> None:
+        """Copy a file into the workspace before the start."""
+        await self._broker.put(self._task, source, path)
+
+    async def get(self, path: str, target: int) -> None:
+        """Copy a file out of the workspace after the end."""
+        await self._broker.get(self._task, path, target)
+
+    async def settle(self, action: str, protect: Sequence[str]) -> Settled:
+        """Commit, hold or discard the workspace's changes."""
+        settled = await self._broker.settle(self._task, action, protect)
+        await self._log.event(Event.SETTLE, action=action, files=settled.files_total, pending=settled.pending)
+        return settled
+
+
+@asynccontextmanager
+async def box(plan: Plan, ports: Ports, log: Log) -> AsyncIterator[Box]:
+    """Hold a box for the body, and remove it however the body ends."""
+    task = plan.call.task
+    try:
+        made = await ports.broker.make(task, plan.frame)
+        await log.event(
+            Event.MAKE, engine=made.engine, container=made.container, frame=plan.frame.digest, image=plan.frame.image, **made.facts
+        )
+        yield Box(plan, ports, log)
+    finally:
+        # Also when `make` itself was cancelled: the broker may be half way, and removes what it made.
+        with anyio.move_on_after(REMOVE_DEADLINE_S, shield=True) as removing:
+            try:
+                facts = await ports.broker.remove(task)
+            except BoxFailed as error:
+                facts = {"clean": False, "error": error.detail}
+            await log.event(Event.REMOVE, **facts)
+        if removing.cancelled_caught:
+            _log.error("%s: the box was not removed within %.0f s; the next start sweeps it", task, REMOVE_DEADLINE_S)
+
+
+async def settle(box: Box, plan: Plan, outcome: Outcome) -> Outcome:
+    """Let the changes of a call that succeeded land, wait, or vanish, as the profile says; those of any other vanish."""
+    mode = plan.binding.workspace
+    if mode not in {WorkspaceMode.RW, WorkspaceMode.SCRATCH}:
+        return outcome
+    filesystem = plan.call.profile.filesystem
+    actions = {CommitMode.AUTO: "commit", CommitMode.ASK: "hold", CommitMode.NEVER: "discard"}
+    landed = outcome.result is Result.OK and mode is WorkspaceMode.RW
+    action = actions[filesystem.commit] if landed else "discard"
+    settled = await box.settle(action, filesystem.protect)
+    outcome = replace(outcome, files=settled.files, files_total=settled.files_total, pending=settled.pending)
+    if settled.failed is not None and outcome.result is Result.OK:
+        return replace(outcome, result=Result.FAILED, reason=settled.failed, detail=settled.detail)
+    if settled.pending and not outcome.detail:
+        return replace(outcome, detail=settled.detail or f"changes wait: fumehood diff {plan.call.task}")
+    return outcome
