@@ -1,0 +1,140 @@
+"""`fumehood tasks` and `fumehood task ID`: what ran, under what, and what it cost.
+
+The ledger process reads its database; this one asks, and `records_view` draws.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from fumehood.faults import FumehoodError
+from fumehood.reasons import Reason
+
+Record = Mapping[str, Any]
+Ask = Callable[[str, Mapping[str, Any]], Any]
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class Ending(StrEnum):
+    """What `--result` takes: a result, or `open` for what is not closed."""
+
+    OK = "ok"
+    FAILED = "failed"
+    KILLED = "killed"
+    REFUSED = "refused"
+    LOST = "lost"
+    OPEN = "open"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("tasks")(tasks)
+    app.command("task")(task)
+
+
+def tasks(
+    tool: Annotated[str | None, typer.Option(help="Only calls of this tool, or of this ad-hoc command.")] = None,
+    result: Annotated[Ending | None, typer.Option(help="Only calls that ended so.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Only calls under this profile.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Not older than: 90s, 30m, 1h, 7d, or an ISO date and time.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Older than, written like --since.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="An array, for machines.")] = False,
+) -> None:
+    """List calls, newest first."""
+    now_s = time.time()
+    wanted = {
+        "tool": tool,
+        "result": result and result.value,
+        "profile": profile,
+        "since": since and instant(since, now_s, "--since"),
+        "until": until and instant(until, now_s, "--until"),
+    }
+    with _ledger() as ask:
+        records = fetch_tasks(ask, wanted, limit)
+    if as_json:
+        _write_json(records)
+    else:
+        from fumehood.cli import records_view
+
+        records_view.draw(records_view.tasks_table(records))
+
+
+def task(
+    name: Annotated[str, typer.Argument(metavar="ID", help="A task id, or its beginning if no other begins so.")],
+    as_json: Annotated[bool, typer.Option("--json", help="An object, for machines.")] = False,
+) -> None:
+    """Show one call: what it was, what it used, and where the time went."""
+    with _ledger() as ask:
+        record = fetch_task(ask, name.lower())
+    if as_json:
+        _write_json(record)
+    else:
+        from fumehood.cli import records_view
+
+        records_view.draw(records_view.facts_table(record), records_view.timeline(record))
+
+
+def fetch_tasks(ask: Ask, wanted: Mapping[str, Any], limit: int) -> list[Record]:
+    """Up to `limit` records, page by page."""
+    records: list[Record] = []
+    before: str | None = None
+    while len(records) < limit:
+        page = ask("tasks", {**wanted, "limit": limit - len(records), "before_task": before})
+        records += page["tasks"]
+        if not page["more"]:
+            break
+        before = records[-1]["task"]
+    return records
+
+
+def fetch_task(ask: Ask, name: str) -> Record:
+    """One record with all its `events`."""
+    page = ask("task", {"task": name})
+    record, events = page["record"], list(page["events"])
+    while page["more"]:
+        page = ask("task", {"task": record["task"], "after_seq": events[-1]["seq"] if events else 0})
+        events += page["events"]
+    return {**record, "events": events}
+
+
+def instant(text: str, now_s: float, option: str) -> float:
+    """Seconds since the epoch of `1h` (ago) or an ISO date and time (local without a zone). Raises FumehoodError."""
+    amount, unit = text[:-1], text[-1:]
+    try:
+        if unit in _UNITS_S and amount.replace(".", "", 1).isdecimal():
+            return now_s - timedelta(seconds=float(amount) * _UNITS_S[unit]).total_seconds()
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError) as error:
+        detail = f"{option}: {text!r} is neither like 90s, 30m, 1h, 7d nor an ISO date and time"
+        raise FumehoodError(Reason.BAD_REQUEST, detail) from error
+
+
+@contextmanager
+def _ledger() -> Iterator[Ask]:
+    from fumehood import launch, wire
+
+    with launch.serving(launch.settings(), broker=False) as processes:
+
+        def ask(verb: str, args: Mapping[str, Any]) -> Any:
+            try:
+                return wire.request(processes.ledger, verb, args)[0]
+            except wire.WireError as error:
+                raise FumehoodError(Reason.STATE_UNAVAILABLE, f"the ledger: {error}") from error
+
+        yield ask
+
+
+def _write_json(value: Record | Sequence[Record]) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

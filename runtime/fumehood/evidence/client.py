@@ -1,0 +1,115 @@
+"""`ports.Ledger` over the socket to the ledger process.
+
+Invariants: `open` and `close` return when the ledger's commit is on disk; `event` when the message is in the kernel's
+queue, from where the ledger takes it even if this process dies the next moment. A ledger that lives but cannot write
+is asked again to close, because a record that stays open tells a lie; one that is gone is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import anyio
+
+from fumehood.asking import Asker
+from fumehood.evidence.facts import DETAIL_CHARS, bounded, listed, plain, text
+from fumehood.faults import LedgerGone
+from fumehood.model import Outcome, ToolCall
+from fumehood.ports import Clock
+from fumehood.reasons import Reason
+from fumehood.wire import WireError
+
+NAME_CHARS = 256
+TEXT_CHARS = 1024
+RETRY_S = 0.2
+
+
+class LedgerClient:
+    """The worker's ledger. The caller bounds how long it waits."""
+
+    def __init__(self, asker: Asker, clock: Clock) -> None:
+        """Ask over `asker`, and date events by `clock`."""
+        self._asker = asker
+        self._clock = clock
+
+    async def open(self, call: ToolCall) -> None:
+        """Write the call's record durably."""
+        await self._ask("open", opening(call))
+
+    async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
+        """Append one step of the call's timeline."""
+        args = {"task": task, "state": state, "at": self._clock.wall_s(), "facts": bounded(facts)}
+        try:
+            await self._asker.tell("event", args)
+        except WireError as error:
+            raise _gone(error) from error
+
+    async def close(self, outcome: Outcome) -> None:
+        """Close the record, trying again for as long as the caller lets it while the ledger cannot write."""
+        args = closing(outcome)
+        while True:
+            try:
+                return await self._ask("close", args)
+            except LedgerGone as error:
+                if isinstance(error.__cause__, WireError):
+                    raise
+            await anyio.sleep(RETRY_S)
+
+    async def _ask(self, verb: str, args: Mapping[str, Any]) -> None:
+        try:
+            await self._asker.ask(verb, args)
+        except WireError as error:
+            raise _gone(error) from error
+
+
+def opening(call: ToolCall) -> dict[str, Any]:
+    """What a record begins with. Arguments stay out of it, but for the name of an operator's ad-hoc command."""
+    return {
+        "task": call.task,
+        "tenant": text(call.sender.tenant, NAME_CHARS),
+        "sender": text(call.sender.name, NAME_CHARS),
+        "sender_uid": call.sender.uid,
+        "front_door": call.front_door,
+        "tool": None if call.tool is None else text(call.tool, TEXT_CHARS),
+        "command": _command(call),
+        "profile": text(call.profile.name, NAME_CHARS),
+        "profile_digest": call.profile.digest,
+        "image": text(call.profile.image, TEXT_CHARS),
+    }
+
+
+def closing(outcome: Outcome) -> dict[str, Any]:
+    """What a record ends with."""
+    return {
+        "task": outcome.task,
+        "result": outcome.result.value,
+        "reason": None if outcome.reason is None else outcome.reason.value,
+        "detail": text(outcome.detail, DETAIL_CHARS),
+        "rule": None if outcome.rule is None else text(outcome.rule, NAME_CHARS),
+        "exit_code": outcome.exit_code,
+        "signal": outcome.signal,
+        "engine": outcome.engine,
+        "container": outcome.container,
+        **plain(asdict(outcome.usage)),
+        "stdout_bytes": outcome.stdout_total_bytes,
+        "stderr_bytes": outcome.stderr_total_bytes,
+        "stdout_truncated": outcome.stdout_truncated,
+        "stderr_truncated": outcome.stderr_truncated,
+        "files": listed(outcome.files),
+        "files_total": max(outcome.files_total, len(outcome.files)),
+        "pending": outcome.pending,
+        "timings": plain(outcome.timings_ms),
+    }
+
+
+def _command(call: ToolCall) -> str | None:
+    argv = call.arguments.get("argv")
+    if call.tool is not None or not isinstance(argv, list | tuple) or not argv:
+        return None
+    return text(str(argv[0]), TEXT_CHARS)
+
+
+def _gone(error: WireError) -> LedgerGone:
+    return LedgerGone(Reason.LEDGER_UNAVAILABLE, f"the ledger: {error}")

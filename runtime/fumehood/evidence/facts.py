@@ -1,0 +1,80 @@
+"""Facts as JSON that fits a message: bounded, finite, valid Unicode. Pure.
+
+Attack: names of files, tools and errors come from the box. A lone surrogate cannot be encoded, a NaN is no JSON, and a
+long name would make a message that no record takes; none of these may cost the call its record.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from fumehood.model import FileChange
+
+FACTS_BYTES = 32 * 1024
+FILES_BYTES = 96 * 1024
+DETAIL_CHARS = 4000
+_VALUE_CHARS = 4096
+# Sixteen names of 64 characters, of which each may be written as a six-byte escape.
+_LEFT_OUT_BYTES = 8 * 1024
+_DEPTH = 8
+
+
+def text(value: str, limit: int) -> str:
+    """A text that can be stored: what UTF-8 cannot say is escaped, and what is too long ends with an ellipsis."""
+    safe = value.encode("utf-8", "backslashreplace").decode()
+    return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def plain(value: object, depth: int = 0) -> Any:
+    """A value as JSON has it. What is not JSON becomes its text; what is not a number becomes null."""
+    match value:
+        case None | bool() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case str():
+            return text(value, _VALUE_CHARS)
+        case Mapping() if depth < _DEPTH:
+            return {text(str(name), _VALUE_CHARS): plain(item, depth + 1) for name, item in value.items()}
+        case list() | tuple() | set() | frozenset() if depth < _DEPTH:
+            return [plain(item, depth + 1) for item in value]
+        case _:
+            return text(str(value), _VALUE_CHARS)
+
+
+def bounded(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of at most `FACTS_BYTES`: the largest are left out until the rest fits, and `left_out` names the first."""
+    safe: dict[str, Any] = plain(facts)
+    sizes = {name: _size(name) + _size(value) + len(": , ") for name, value in safe.items()}
+    total = sum(sizes.values())
+    if total <= FACTS_BYTES:
+        return safe
+    left_out: list[str] = []
+    for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        if total <= FACTS_BYTES - _LEFT_OUT_BYTES:
+            break
+        total -= sizes[name]
+        del safe[name]
+        left_out.append(text(name, 64))
+    return {**safe, "left_out": left_out[:16]}
+
+
+def listed(files: Iterable[FileChange]) -> list[dict[str, Any]]:
+    """As many of a call's files as a record holds."""
+    page: list[dict[str, Any]] = []
+    room = FILES_BYTES - 2
+    for change in files:
+        row = plain(asdict(change))
+        room -= _size(row) + 2
+        if room < 0:
+            break
+        page.append(row)
+    return page
+
+
+def _size(value: object) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode())

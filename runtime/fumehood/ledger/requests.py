@@ -1,0 +1,187 @@
+"""What the ledger accepts, checked field by field before anything of it reaches SQL. Pure.
+
+The worker parses attackers' bytes; once it is taken over it may send anything. So every field has a type and a
+largest size, an unknown or missing field is refused, and what the ledger knows better (runtime id, boot id, the time
+of opening and closing) is not asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any
+
+from fumehood.faults import Refused
+from fumehood.lifecycle import State
+from fumehood.model import Deny, Result
+from fumehood.reasons import Reason
+
+FACTS_BYTES = 32 * 1024
+FILES_BYTES = 96 * 1024
+TEXT_CHARS = 1024
+DETAIL_CHARS = 4096
+TASK_CHARS = 26
+PREFIX_CHARS = 6
+_TASK_LETTERS = frozenset("0123456789abcdefghjkmnpqrstvwxyz")
+
+Check = Callable[[Any], Any]
+
+
+def _text(limit: int) -> Check:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or len(value) > limit:
+            raise ValueError(f"must be a text of at most {limit} characters")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # a lone surrogate: SQLite would fail the whole batch on it
+            raise ValueError("must be valid Unicode") from error
+        return value
+
+    return check
+
+
+def _task(least: int) -> Check:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or not least <= len(value) <= TASK_CHARS or not _TASK_LETTERS.issuperset(value):
+            raise ValueError(f"must be a task id of {least} to {TASK_CHARS} characters")
+        return value
+
+    return check
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**31) <= value < 2**63:
+        raise ValueError("must be a whole number")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")  # noqa: TRY004 - every check raises the same error
+    return value
+
+
+def _one_of(values: type[StrEnum]) -> Check:
+    def check(value: Any) -> str:
+        return values(value).value
+
+    return check
+
+
+def _step(value: Any) -> str:
+    state = State(value)
+    if state in {State.OPEN, State.CLOSED}:  # what makes and ends a record is a verb of its own
+        raise ValueError("is not a step of a call")
+    return state.value
+
+
+def _json(kind: type, limit: int) -> Check:
+    def check(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise ValueError(f"must be a JSON {'object' if kind is dict else 'array'}")  # noqa: TRY004 - as above
+        if len(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")) > limit:
+            raise ValueError(f"is over {limit} bytes")
+        return value
+
+    return check
+
+
+def _maybe(check: Check) -> Check:
+    def maybe(value: Any) -> Any:
+        return None if value is None else check(value)
+
+    return maybe
+
+
+_NAME = _text(256)
+_ID = _task(TASK_CHARS)
+_FACTS = _json(dict, FACTS_BYTES)
+_USAGE = {
+    **dict.fromkeys(("cpu_user_s", "cpu_system_s", "cpu_throttled_s"), _maybe(_number)),
+    **dict.fromkeys(("memory_peak_bytes", "pids_peak", "oom_kills", "pids_limit_hits"), _maybe(_whole)),
+    **dict.fromkeys(("io_read_bytes", "io_write_bytes"), _maybe(_whole)),
+}
+SHAPES: dict[str, dict[str, Check]] = {
+    "ping": {},
+    "open": {
+        "task": _ID,
+        "tenant": _NAME,
+        "sender": _NAME,
+        "sender_uid": _whole,
+        "front_door": _NAME,
+        "tool": _maybe(_text(TEXT_CHARS)),
+        "command": _maybe(_text(TEXT_CHARS)),
+        "profile": _NAME,
+        "profile_digest": _NAME,
+        "image": _text(TEXT_CHARS),
+    },
+    "event": {"task": _ID, "state": _step, "at": _number, "facts": _FACTS},
+    "close": {
+        "task": _ID,
+        "result": _one_of(Result),
+        "reason": _maybe(_one_of(Reason)),
+        "detail": _text(DETAIL_CHARS),
+        "rule": _maybe(_NAME),
+        "exit_code": _maybe(_whole),
+        "signal": _maybe(_whole),
+        "engine": _maybe(_NAME),
+        "container": _maybe(_NAME),
+        **_USAGE,
+        "stdout_bytes": _whole,
+        "stderr_bytes": _whole,
+        "stdout_truncated": _flag,
+        "stderr_truncated": _flag,
+        "files": _json(list, FILES_BYTES),
+        "files_total": _whole,
+        "pending": _flag,
+        "timings": _json(dict, FACTS_BYTES // 8),
+    },
+    "close_lost": {"task": _ID, "facts": _FACTS},
+    "open_tasks": {"runtime_id": _maybe(_NAME), "after_task": _maybe(_ID)},
+    "runtimes_open": {},
+    "tasks": {
+        "limit": _whole,
+        "tool": _maybe(_text(TEXT_CHARS)),
+        "result": _maybe(_text(16)),
+        "profile": _maybe(_NAME),
+        "since": _maybe(_number),
+        "until": _maybe(_number),
+        "before_task": _maybe(_ID),
+    },
+    "task": {"task": _task(PREFIX_CHARS), "after_seq": _maybe(_whole)},
+}
+# A reader may leave out what it does not want; a record leaves nothing out.
+_LENIENT = frozenset({"open_tasks", "tasks", "task"})
+
+
+def checked(verb: object, args: object) -> tuple[str, dict[str, Any]]:
+    """The verb and its arguments, every field as its shape says. Raises Refused."""
+    if not isinstance(verb, str) or verb not in SHAPES:
+        raise bad_request("the ledger has no such verb")
+    if not isinstance(args, Mapping):
+        raise bad_request(f"{verb}: the arguments must be an object")
+    shape = SHAPES[verb]
+    if unknown := sorted(set(args) - set(shape)):
+        raise bad_request(f"{verb}: unknown field {unknown[0][:TEXT_CHARS]!r}")
+    fields: dict[str, Any] = {}
+    for name, check in shape.items():
+        if name not in args and verb not in _LENIENT:
+            raise bad_request(f"{verb}: {name} is missing")
+        try:
+            fields[name] = check(args.get(name))
+        except (ValueError, RecursionError) as error:
+            raise bad_request(f"{verb}: {name} {error}") from error
+    return verb, fields
+
+
+def bad_request(detail: str) -> Refused:
+    """A refusal of what was asked of the ledger."""
+    return Refused(Deny(reason=Reason.BAD_REQUEST, rule="ledger.request", detail=detail))

@@ -1,0 +1,223 @@
+"""The ledger's loop: one thread, several sockets, what arrived together committed together.
+
+Invariants: a reply to `open`, `close` and `close_lost` is sent after their commit is on disk; `event` is answered
+when it is queued (or not at all: a request without an id), before its commit, and commits without an fsync of its own.
+The order of one socket's requests is kept. A peer that breaks the message format, sends descriptors or does not read
+its replies loses its connection; the others do not notice. The process ends when all its peers have.
+
+It must never: parse anything but JSON of a checked shape, take a runtime id or a time of opening from a caller, or
+change a closed record.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from fumehood import wire
+from fumehood.faults import FumehoodError, LedgerGone, Refused
+from fumehood.ledger.requests import bad_request, checked
+from fumehood.lifecycle import State
+from fumehood.model import Deny
+from fumehood.reasons import Reason
+from fumehood.store import queries, records
+from fumehood.store.database import Database, opened
+
+# Of one socket at a time: a worker that floods us must not keep the broker's request waiting.
+BATCH = 128
+WRITES = frozenset({"open", "event", "close", "close_lost"})
+_log = logging.getLogger("fumehood.ledger")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One checked request. `number` is None when nobody waits for its reply."""
+
+    sock: socket.socket
+    number: int | None
+    verb: str
+    fields: dict[str, Any]
+
+
+def serve(socks: Sequence[socket.socket], folder: Path, runtime_id: str) -> None:
+    """Be the ledger until every socket has ended. Call it in the main thread of a process of its own."""
+    # Ctrl-C and a service manager's stop reach the whole group; the worker still has records to close then.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with ExitStack() as stack:
+        ledger = _Ledger(folder, runtime_id, stack)
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for sock in socks:
+            sock.setblocking(False)
+            selector.register(sock, selectors.EVENT_READ, sock)
+        while selector.get_map():
+            requests: list[Request] = []
+            for key, _ in selector.select():
+                if not _receive(key.data, requests):
+                    selector.unregister(key.data)
+                    key.data.close()
+            ledger.handle(requests)
+
+
+def _receive(sock: socket.socket, requests: list[Request]) -> bool:
+    """Take what has arrived on one socket. False when it has ended."""
+    for _ in range(BATCH):
+        try:
+            got = wire.receive(sock)
+        except BlockingIOError:
+            return True
+        except wire.WireError as error:
+            _log.error("ledger: a peer was cut off: %s", error)
+            return False
+        if got is None:
+            return False
+        message, fds = got
+        number = message.get("id")
+        if fds or not (number is None or isinstance(number, int)):
+            wire.close_all(fds)
+            _log.error("ledger: a peer was cut off: it sent what no peer of ours sends")
+            return False
+        try:
+            verb, fields = checked(message.get("verb"), message.get("args"))
+        except Refused as error:
+            _log.error("ledger: a request was refused: %s", error.detail)
+            _reply(Request(sock, number, "", {}), wire.reply_of_error(error))
+            continue
+        requests.append(Request(sock, number, verb, fields))
+        if verb == "event":
+            _reply(requests[-1], {"ok": None})
+    return True
+
+
+def _reply(request: Request, reply: dict[str, Any]) -> None:
+    if request.number is None:
+        return
+    try:
+        wire.send(request.sock, {"id": request.number, **reply})
+    except (wire.WireError, OSError):
+        # Gone, or it does not read: its end arrives with the next select. One peer must not stop the others.
+        _shut(request.sock)
+
+
+def _shut(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+class _Ledger:
+    """The database, and how requests become transactions."""
+
+    def __init__(self, folder: Path, runtime_id: str, stack: ExitStack) -> None:
+        self._folder = folder
+        self._runtime_id = runtime_id
+        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._stack = stack
+        self._opened: Database | None = None
+        with suppress(LedgerGone):  # told to whoever asks
+            self._database()
+
+    def _database(self) -> Database:
+        """The database. One that could not be opened is tried again with every batch: a full disk may have room now."""
+        if self._opened is None:
+            self._opened = self._stack.enter_context(opened(self._folder))
+        return self._opened
+
+    def handle(self, requests: Sequence[Request]) -> None:
+        """Do what arrived together: first what changes something, in one transaction, then what asks."""
+        if writes := [request for request in requests if request.verb in WRITES]:
+            self._write(writes)
+        for request in requests:
+            if request.verb not in WRITES:
+                _reply(request, self._answer(request))
+
+    def _write(self, writes: Sequence[Request]) -> None:
+        try:
+            self._commit(writes)
+        except LedgerGone as error:
+            # No new call begins. What is under way may use the space set aside for it, and then has failed.
+            _reply_all((request for request in writes if request.verb == "open"), error)
+            rest = [request for request in writes if request.verb != "open"]
+            if not rest:
+                return
+            try:
+                self._database().reserve.spend()
+                self._commit(rest)
+            except LedgerGone as again:
+                _reply_all(rest, again)
+
+    def _commit(self, writes: Sequence[Request]) -> None:
+        database = self._database()
+        opens = any(request.verb == "open" for request in writes)
+        if opens and not database.reserve.fill():
+            raise LedgerGone(Reason.LEDGER_UNAVAILABLE, "the disk has no room to close another record")
+        with database.write(durable=any(request.verb != "event" for request in writes)) as conn:
+            replies = [self._apply(conn, request) for request in writes]
+        for request, reply in zip(writes, replies, strict=True):
+            if request.verb != "event":
+                _reply(request, reply)
+            elif "ok" not in reply:
+                _log.error("ledger: an event was refused: %s", reply["deny"]["detail"])
+
+    def _apply(self, conn: Connection, request: Request) -> dict[str, Any]:
+        fields = dict(request.fields)
+        task = fields["task"]
+        now_s = time.time()
+        match request.verb:
+            case "open":
+                done = records.open_record(conn, fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s)
+            case "event":
+                step = records.Step(State(fields["state"]), fields["at"], fields["facts"])
+                done = records.add_event(conn, task, step, runtime_id=self._runtime_id)
+            case "close":
+                del fields["task"]
+                done = records.close_record(conn, task, fields, runtime_id=self._runtime_id, at_s=now_s)
+            case _:
+                return {"ok": {"closed": records.close_lost(conn, task, fields["facts"], at_s=now_s)}}
+        if done:
+            return {"ok": None}
+        return wire.reply_of_error(bad_request(f"{request.verb}: not possible for task {task} in its state"))
+
+    def _answer(self, request: Request) -> dict[str, Any]:
+        fields = request.fields
+        try:
+            with self._database().read() as conn:
+                match request.verb:
+                    case "open_tasks":
+                        return {"ok": queries.open_tasks(conn, **fields)}
+                    case "runtimes_open":
+                        return {"ok": queries.runtimes_open(conn)}
+                    case "tasks":
+                        return {"ok": queries.tasks(conn, queries.Wanted(**fields))}
+                    case "task":
+                        name = _only(queries.tasks_named(conn, fields["task"]), fields["task"])
+                        return {"ok": queries.task(conn, name, after_seq=fields["after_seq"])}
+                    case _:
+                        return {"ok": "pong"}
+        except FumehoodError as error:
+            return wire.reply_of_error(error)
+
+
+def _only(names: Sequence[str], prefix: str) -> str:
+    if not names:
+        raise Refused(Deny(reason=Reason.TASK_UNKNOWN, rule="ledger.task", detail=f"no task is named {prefix}"))
+    if len(names) > 1:
+        raise bad_request(f"task: {prefix} begins the names of several tasks")
+    return names[0]
+
+
+def _reply_all(requests: Iterable[Request], error: Exception) -> None:
+    for request in requests:
+        if request.verb == "event":
+            _log.error("ledger: an event of task %s is lost: %s", request.fields["task"], error)
+        else:
+            _reply(request, wire.reply_of_error(error))

@@ -1,0 +1,63 @@
+"""The schema's history: numbered steps, each applied once, in order, in one transaction with its number.
+
+Invariants: a step that was released never changes; the number is SQLite's `user_version`; a database with a number
+above ours was written by a newer fumehood and is not touched. STRICT tables: a wrong type is an error on write, not a
+surprise on read.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from fumehood.faults import LedgerGone
+from fumehood.reasons import Reason
+
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    1: (
+        """
+        CREATE TABLE records (
+          task TEXT PRIMARY KEY NOT NULL,
+          tenant TEXT NOT NULL, sender TEXT NOT NULL, sender_uid INTEGER NOT NULL,
+          runtime_id TEXT NOT NULL, boot_id TEXT NOT NULL,
+          front_door TEXT NOT NULL, tool TEXT, command TEXT,
+          profile TEXT NOT NULL, profile_digest TEXT NOT NULL,
+          image TEXT NOT NULL, image_digest TEXT, init_digest TEXT, engine TEXT, container TEXT,
+          state TEXT NOT NULL,
+          result TEXT, reason TEXT, detail TEXT NOT NULL, rule TEXT, exit_code INTEGER, signal INTEGER,
+          opened_at REAL NOT NULL, closed_at REAL,
+          cpu_user_s REAL, cpu_system_s REAL, memory_peak_bytes INTEGER, pids_peak INTEGER, oom_kills INTEGER,
+          pids_limit_hits INTEGER, cpu_throttled_s REAL, io_read_bytes INTEGER, io_write_bytes INTEGER,
+          stdout_bytes INTEGER, stderr_bytes INTEGER, stdout_truncated INTEGER, stderr_truncated INTEGER,
+          files TEXT, files_total INTEGER, pending INTEGER, timings TEXT, readback TEXT, teardown TEXT,
+          CHECK ((state = 'closed') = (result IS NOT NULL AND closed_at IS NOT NULL))
+        ) STRICT
+        """,
+        # The sweeper asks for the few open records among all that ever were.
+        "CREATE INDEX records_open ON records (task, runtime_id) WHERE state <> 'closed'",
+        """
+        CREATE TABLE events (
+          task TEXT NOT NULL REFERENCES records (task),
+          seq INTEGER NOT NULL, at REAL NOT NULL, state TEXT NOT NULL, facts TEXT NOT NULL,
+          PRIMARY KEY (task, seq)
+        ) STRICT, WITHOUT ROWID
+        """,
+    ),
+}
+
+VERSION = max(MIGRATIONS)
+
+
+def schema_version(conn: Connection) -> int:
+    """The number in the database; 0 for an empty one."""
+    return int(conn.exec_driver_sql("PRAGMA user_version").scalar_one())
+
+
+def migrate(conn: Connection) -> None:
+    """Bring the database to `VERSION`. Raises LedgerGone with `state_newer`. Call it inside one transaction."""
+    found = schema_version(conn)
+    if found > VERSION:
+        raise LedgerGone(Reason.STATE_NEWER, f"the ledger's schema is {found} and this fumehood knows {VERSION}")
+    for number in range(found + 1, VERSION + 1):
+        for statement in MIGRATIONS[number]:
+            conn.exec_driver_sql(statement)
+        conn.exec_driver_sql(f"PRAGMA user_version = {number:d}")

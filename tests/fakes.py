@@ -1,0 +1,167 @@
+"""Fakes of `ports`, and the values that tests begin with.
+
+A fake does what the real thing does as far as its caller can tell; `tests/e2e/test_ledger_process.py` holds
+FakeLedger against the ledger process.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fumehood.faults import BoxFailed, LedgerGone, Refused
+from fumehood.lifecycle import NEXT, State
+from fumehood.model import (
+    Binding,
+    Deny,
+    Frame,
+    Image,
+    Outcome,
+    Profile,
+    SeccompPolicy,
+    Sender,
+    ToolCall,
+    task_id,
+)
+from fumehood.ports import Exited, Ledger, Made, Ports, Settled
+from fumehood.reasons import Reason
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class FakeClock:
+    """Time that stands still until it is moved."""
+
+    now_s: float = 1_000_000.0
+
+    def wall_s(self) -> float:
+        return self.now_s
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@dataclass
+class FakeLedger:
+    """A ledger in memory. `gone` makes every request fail; `ends_at` makes it go when that state is reported."""
+
+    gone: bool = False
+    ends_at: State | None = None
+    states: dict[str, State] = field(default_factory=dict)
+    events: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)
+    closed: dict[str, Outcome] = field(default_factory=dict)
+
+    async def open(self, call: ToolCall) -> None:
+        self._check()
+        if call.task in self.states:
+            raise _not_possible("open", call.task)
+        self.states[call.task] = State.OPEN
+
+    async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
+        if self.ends_at == state:
+            self.gone = True
+        self._check()
+        before, after = self.states.get(task), State(state)
+        # The ledger process refuses these on its stderr only: nobody waits for an event's reply.
+        if any(old is before and new is after for (old, _), new in NEXT.items()) and after is not State.CLOSED:
+            self.states[task] = after
+            self.events.append((task, state, dict(facts)))
+
+    async def close(self, outcome: Outcome) -> None:
+        self._check()
+        if self.states.get(outcome.task, State.CLOSED) is State.CLOSED:
+            raise _not_possible("close", outcome.task)
+        self.states[outcome.task] = State.CLOSED
+        self.closed[outcome.task] = outcome
+
+    def facts_of(self, state: State) -> Mapping[str, Any]:
+        """What was reported when a call came to `state`."""
+        return next(facts for _, name, facts in self.events if name == state)
+
+    def _check(self) -> None:
+        if self.gone:
+            raise LedgerGone(Reason.LEDGER_UNAVAILABLE, "the fake is gone")
+
+
+def _not_possible(verb: str, task: str) -> Refused:
+    detail = f"{verb}: not possible for task {task} in its state"
+    return Refused(Deny(reason=Reason.BAD_REQUEST, rule="ledger.request", detail=detail))
+
+
+class NoBroker:
+    """A broker that nobody may reach: for tests of what happens without a box."""
+
+    async def make(self, task: str, frame: Frame) -> Made:
+        raise _no_box(task, frame)
+
+    async def bind(self, task: str, binding: Binding) -> Mapping[str, Any]:
+        raise _no_box(task, binding)
+
+    async def start(
+        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]
+    ) -> Mapping[str, Any]:
+        raise _no_box(task, argv, env, stdio)
+
+    async def wait(self, task: str) -> Exited:
+        raise _no_box(task)
+
+    async def kill(self, task: str, reason: Reason) -> None:
+        raise _no_box(task, reason)
+
+    async def put(self, task: str, source: int, path: str) -> None:
+        raise _no_box(task, source, path)
+
+    async def get(self, task: str, path: str, target: int) -> None:
+        raise _no_box(task, path, target)
+
+    async def settle(self, task: str, action: str, protect: Sequence[str]) -> Settled:
+        raise _no_box(task, action, protect)
+
+    async def remove(self, task: str) -> Mapping[str, Any]:
+        raise _no_box(task)
+
+
+def _no_box(*asked: object) -> BoxFailed:
+    return BoxFailed(Reason.INTERNAL, f"this test has no broker, and it was asked {asked!r}")
+
+
+class NoImages:
+    """An empty image store."""
+
+    def resolve(self, name: str) -> Image | None:  # noqa: ARG002 - the port's signature
+        return None
+
+
+def ports(ledger: Ledger | None = None, clock: FakeClock | None = None) -> Ports:
+    """Ports whose ledger and clock are fakes, with no broker and no images behind them."""
+    return Ports(
+        broker=NoBroker(), ledger=ledger or FakeLedger(), images=NoImages(), clock=clock or FakeClock(), owner_uid=0
+    )
+
+
+def new_task() -> str:
+    """A task id after all others of this test run."""
+    number = next(_numbers)
+    return task_id(1_700_000_000_000 + number, number.to_bytes(10, "big"))
+
+
+def call(*, task: str | None = None, tool: str | None = "git_log", profile: str = "git") -> ToolCall:
+    """A call of a tool by the owner of the state folder."""
+    return ToolCall(
+        task=task or new_task(),
+        tool=tool,
+        arguments={"argv": ["python3", "-c", "pass"]} if tool is None else {},
+        sender=Sender(uid=0, name="root"),
+        profile=Profile(
+            name=profile,
+            digest="sha256:" + "1" * 64,
+            image="python",
+            seccomp=SeccompPolicy(name="default", default_errno=1, rules=()),
+        ),
+    )

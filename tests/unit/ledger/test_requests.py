@@ -1,0 +1,80 @@
+"""A worker that was taken over may send the ledger anything; only what has its shape gets in."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fakes import call
+from fumehood.evidence.client import closing, opening
+from fumehood.faults import Refused
+from fumehood.ledger.requests import SHAPES, checked
+from fumehood.model import Outcome, Result
+from fumehood.reasons import Reason
+
+TASK = "0" * 26
+EVENT: dict[str, Any] = {"task": TASK, "state": "made", "at": 1.0, "facts": {}}
+
+
+@pytest.mark.parametrize(
+    ("verb", "args"),
+    [
+        ("drop", {}),
+        (7, {}),
+        (["open"], {}),
+        ("ping", []),
+        ("ping", {"extra": 1}),
+        ("event", {**EVENT, "task": "../../etc"}),
+        ("event", {**EVENT, "task": TASK + "0"}),
+        ("event", {**EVENT, "task": "U" * 26}),
+        ("event", {**EVENT, "state": "open"}),
+        ("event", {**EVENT, "state": "closed"}),
+        ("event", {**EVENT, "state": "flying"}),
+        ("event", {**EVENT, "at": float("inf")}),
+        ("event", {**EVENT, "at": True}),
+        ("event", {**EVENT, "facts": []}),
+        ("event", {**EVENT, "facts": {"x": "y" * 40_000}}),
+        ("event", {name: value for name, value in EVENT.items() if name != "at"}),
+        ("close", {**closing(Outcome(task=TASK, result=Result.OK)), "result": "open"}),
+        ("close", {**closing(Outcome(task=TASK, result=Result.OK)), "reason": "because"}),
+        ("close", {**closing(Outcome(task=TASK, result=Result.OK)), "exit_code": 2**63}),
+        ("close", {**closing(Outcome(task=TASK, result=Result.OK)), "memory_peak_bytes": "1"}),
+        ("close", {**closing(Outcome(task=TASK, result=Result.OK)), "runtime_id": "another's"}),
+        ("open", {**opening(call()), "runtime_id": "another's"}),
+        ("open", {**opening(call()), "tool": "\ud800"}),
+        ("open", {**opening(call()), "profile": None}),
+        ("task", {"task": "01h"}),
+        ("task", {"task": "%" * 10}),
+        ("tasks", {}),
+        ("tasks", {"limit": 1, "tool": {"$ne": 1}}),
+    ],
+)
+def test_what_has_not_its_shape_is_refused(verb: object, args: object) -> None:
+    with pytest.raises(Refused) as refused:
+        checked(verb, args)
+    assert refused.value.deny.reason is Reason.BAD_REQUEST
+
+
+def test_a_reader_may_leave_out_what_it_does_not_want() -> None:
+    assert checked("open_tasks", {}) == ("open_tasks", {"runtime_id": None, "after_task": None})
+    assert checked("tasks", {"limit": 5})[1]["result"] is None
+
+
+@given(
+    st.sampled_from(sorted(SHAPES)),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["task", "facts", "state", "limit"]), inner, max_size=4)
+        ),
+        max_leaves=8,
+    ),
+)
+def test_anything_is_either_checked_or_refused(verb: str, args: object) -> None:
+    with suppress(Refused):
+        assert set(checked(verb, args)[1]) == set(SHAPES[verb])
