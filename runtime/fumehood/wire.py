@@ -38,7 +38,11 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 def encode(message: Mapping[str, Any]) -> bytes:
     """One message as bytes. Raises WireError when it is too long to send."""
-    data = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8", "surrogateescape")
+    text = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise WireError("a message holds half a character") from error
     if len(data) > MESSAGE_BYTES:
         raise WireError(f"a message of {len(data)} bytes is over {MESSAGE_BYTES}")
     return data

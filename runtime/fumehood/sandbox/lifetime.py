@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import anyio
@@ -44,12 +44,12 @@ class Box:
     async def start(self, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]) -> None:
         """Start the tool, once the broker has read back that the kernel did as planned."""
         found = await self._broker.start(self._task, argv, env, stdio)
-        await self._log.event(Event.START, argv=list(argv)[:64], readback=found)
+        await self._log.event(Event.START, program=argv[0], readback=found)
 
     async def wait(self) -> Exited:
         """Wait for the end of the tool and of everything it left running."""
         ended = await self._broker.wait(self._task)
-        await self._log.event(Event.EXIT, exit_code=ended.exit_code, signal=ended.signal, killed=ended.killed)
+        await self._log.event(Event.EXIT, exit_code=ended.exit_code, signal=ended.signal, killed=ended.killed, usage=asdict(ended.usage))
         return ended
 
     async def kill(self, reason: Reason) -> None:
