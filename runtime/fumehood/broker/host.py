@@ -109,6 +109,11 @@ class Host:
         return engine
 
     def _make_oci(self, runtime: str | None) -> Engine:
+        if runtime == "runsc":
+            raise BoxFailed(
+                Reason.UNENFORCEABLE, "gVisor keeps a box's processes and mounts to itself, so nothing could be read back",
+                remedy="Use crun or runc.",
+            )  # fmt: skip
         program = find_runtime(runtime, dict(self.settings.runtimes))
         roots = RootStore(self.settings.state.images, self.ids.image_base, self.idmaps)
         return OciEngine(

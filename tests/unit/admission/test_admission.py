@@ -1,0 +1,102 @@
+"""From a request to a grant: what is refused, and that nothing but an allowed call gets through."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import fakes
+from fumehood.admission import approval, policy, verify
+from fumehood.model import (
+    Decision,
+    Deny,
+    Filesystem,
+    Grant,
+    Image,
+    Scope,
+    Sender,
+    ToolCall,
+    Verdict,
+    Verified,
+    WorkspaceMode,
+)
+from fumehood.reasons import Reason
+
+IMAGE = Image(name="python", digest="sha256:" + "2" * 64, docker_id=None)
+
+
+class OneImage:
+    def resolve(self, name: str) -> Image | None:
+        return IMAGE if name == IMAGE.name else None
+
+
+def call_with(workspace: WorkspaceMode, fd: int | None = None, **profile: object) -> ToolCall:
+    call = fakes.call()
+    changed = replace(call.profile, filesystem=Filesystem(workspace=workspace), **profile)
+    return replace(call, profile=changed, workspace_fd=fd)
+
+
+def verified(call: ToolCall) -> Verified:
+    found = verify.check(call, OneImage())
+    assert isinstance(found, Verified)
+    return found
+
+
+@pytest.mark.parametrize("mode", [WorkspaceMode.RO, WorkspaceMode.DIRECT])
+def test_a_workspace_that_is_needed_and_not_given_is_refused(mode: WorkspaceMode) -> None:
+    found = verify.check(call_with(mode), OneImage())
+    assert isinstance(found, Deny)
+    assert found.reason is Reason.WORKSPACE_MISSING
+
+
+def test_a_workspace_given_to_a_profile_without_one_is_refused_not_ignored() -> None:
+    found = verify.check(call_with(WorkspaceMode.NONE, fd=3), OneImage())
+    assert isinstance(found, Deny)
+    assert found.reason is Reason.WORKSPACE_NOT_ALLOWED
+
+
+def test_rw_without_a_directory_is_a_scratch_and_fine() -> None:
+    assert verified(call_with(WorkspaceMode.RW)).image == IMAGE
+
+
+def test_a_missing_image_names_the_command_that_builds_it() -> None:
+    found = verify.check(call_with(WorkspaceMode.NONE, image="nosuch"), OneImage())
+    assert isinstance(found, Deny)
+    assert found.reason is Reason.IMAGE_MISSING
+    assert "fumehood image build nosuch" in found.line()
+
+
+def test_a_session_scope_is_refused_by_name() -> None:
+    found = verify.check(call_with(WorkspaceMode.NONE, scope=Scope.SESSION), OneImage())
+    assert isinstance(found, Deny)
+    assert found.reason is Reason.UNENFORCEABLE
+
+
+@pytest.mark.parametrize("allowed", [frozenset[str](), frozenset({"git_diff"}), frozenset({"GIT_LOG", "git_log "})])
+def test_a_tool_that_is_not_listed_exactly_is_denied(allowed: frozenset[str]) -> None:
+    found = policy.evaluate(verified(call_with(WorkspaceMode.NONE, tools=allowed)), owner_uid=0)
+    assert isinstance(found, Deny)
+    assert found.reason is Reason.TOOL_NOT_ALLOWED
+
+
+@pytest.mark.parametrize("allowed", [None, frozenset({"git_log"})])
+def test_a_listed_tool_is_allowed_and_granted(allowed: frozenset[str] | None) -> None:
+    verdict = policy.evaluate(verified(call_with(WorkspaceMode.NONE, tools=allowed)), owner_uid=0)
+    assert isinstance(verdict, Verdict)
+    assert isinstance(approval.settle(verdict), Grant)
+
+
+def test_a_sender_who_does_not_own_the_state_folder_is_denied() -> None:
+    call = replace(call_with(WorkspaceMode.NONE, tools=None), sender=Sender(uid=1001, name="someone"))
+    found = policy.evaluate(verified(call), owner_uid=0)
+    assert isinstance(found, Deny)
+    assert found.reason is Reason.SENDER_DENIED
+
+
+def test_what_would_need_an_approval_is_refused_while_nobody_can_give_one() -> None:
+    verdict = Verdict(verified=verified(call_with(WorkspaceMode.NONE)), decision=Decision.ASK, rule="ask.1")
+    found = approval.settle(verdict)
+    assert isinstance(found, Deny)
+    assert found.reason is Reason.APPROVAL_UNAVAILABLE
+    assert found.rule == "ask.1"
