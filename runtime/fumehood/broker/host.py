@@ -125,7 +125,12 @@ class Host:
         url = self.settings.docker_host
         if url.startswith("unix://") and not Path(url.removeprefix("unix://")).exists():
             raise BoxFailed(Reason.ENGINE_UNAVAILABLE, f"no Docker engine answers at {url}")
-        from fumehood.broker.engines import docker as engine
+        try:
+            from fumehood.broker.engines import docker as engine
+        except ModuleNotFoundError as error:
+            raise BoxFailed(
+                Reason.ENGINE_UNAVAILABLE, "the docker package is not installed", remedy="Install fumehood[docker]."
+            ) from error
 
         facts = engine.engine_facts(engine.connect(url))
         folder = self.folder / "control"

@@ -1,0 +1,1 @@
+"""Sandbox images: recipes and locks, building and importing, the store."""
