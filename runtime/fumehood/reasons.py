@@ -34,7 +34,7 @@ class Reason(StrEnum):
     IMAGE_UNSAFE = "image_unsafe", "the image could reach outside its root", "Rebuild it without the named path."
     IMAGE_RECIPE_INVALID = "image_recipe_invalid", "the recipe or its lock is not valid", "Correct the named field."
     IMAGE_VANISHED = "image_vanished", "a locked version is no longer to be had", "`fumehood image lock --upgrade NAME` takes today's."
-    IMAGE_BUILD_FAILED = "image_build_failed", "a step of building the image failed", "Read the step's last lines above."
+    IMAGE_BUILD_FAILED = "image_build_failed", "a step of building the image failed", "Correct what the step names, and build again."
     IMAGE_IN_USE = "image_in_use", "boxes run from this image", "Wait until they have ended."
     TOOL_NOT_ALLOWED = "tool_not_allowed", "the profile does not allow this tool", "Add it to `tools.allow` if that is right."
     TOOL_UNKNOWN = "tool_unknown", "the server has no such tool", "List the tools and use one of their names."

@@ -1,0 +1,160 @@
+"""What a server says it can do, read once in a box of its own and pinned for the life of the gateway.
+
+Invariants: a call is judged by this catalogue and never by a list that the client saw (a stateless client calls without
+listing, and a server may list something else a second time). A server's list can vary with what its client declares, so
+there is one catalogue for each set of capabilities, and few of them. Reading it also finds the era that the server
+speaks. Nothing read here may grant anything: `tools.allow` comes from the operator.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+
+from fumehood.execution import ServerStreams
+from fumehood.faults import ExchangeFailed
+from fumehood.gateway import exchange
+from fumehood.gateway.exchange import ClientFacts, Conversation
+from fumehood.gateway.protocol import HANDSHAKE_VERSIONS, TOO_MANY_REQUESTS, Era, GatewayError, printable
+from fumehood.gateway.schema import CHECK_CPU_S, Schema, SchemaError
+from fumehood.model import CommitMode, Outcome, Profile, Result, WorkspaceMode
+from fumehood.reasons import Reason
+
+MAX_TOOLS = 2048
+MAX_PAGES = 100
+MAX_NAME_CHARS = 128
+MAX_CATALOGUES = 16
+PIN_CPU_S = 5.0
+
+_log = logging.getLogger("fumehood")
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """One tool: its definition as the server gave it, and its schema, or why that cannot be judged."""
+
+    definition: Mapping[str, Any]
+    schema: Schema | None
+    unusable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The pinned tools of one server, for one set of client capabilities."""
+
+    era: Era
+    tools: Mapping[str, Tool]
+
+    def listed(self, allowed: frozenset[str] | None) -> list[Mapping[str, Any]]:
+        """The definitions that a client may see, unchanged and in the server's order."""
+        return [
+            tool.definition
+            for name, tool in self.tools.items()
+            if tool.schema is not None and (allowed is None or name in allowed)
+        ]
+
+
+class UnreadError(Exception):
+    """The list could not be read; `outcome` is that of the reading."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        """Carry how the reading ended."""
+        super().__init__(outcome.task)
+        self.outcome = outcome
+
+
+class Shelf:
+    """The catalogues of one gateway, by what the client declares."""
+
+    def __init__(self) -> None:
+        """Hold none yet."""
+        self._places: dict[str, Catalogue] = {}
+        self._reading = anyio.Lock()
+
+    async def get(self, capabilities: Mapping[str, Any], reading: Callable[[bool], Awaitable[Outcome]]) -> Catalogue:
+        """The catalogue for these capabilities, read by `reading(probe)` if need be. Raises `UnreadError`."""
+        key = json.dumps(capabilities, sort_keys=True)
+        async with self._reading:  # whoever comes meanwhile waits for the one reading
+            if (found := self._places.get(key)) is not None:
+                return found
+            if len(self._places) >= MAX_CATALOGUES:
+                raise GatewayError(TOO_MANY_REQUESTS, f"more than {MAX_CATALOGUES} sets of client capabilities")
+            outcome = await reading(True)
+            if outcome.reason in (Reason.SERVER_DIED, Reason.SERVER_GARBAGE):
+                # Some older servers end when their first message is not `initialize`.
+                again = await reading(False)
+                outcome = again if again.result is Result.OK else outcome
+            if outcome.result is not Result.OK or not isinstance(outcome.value, Catalogue):
+                raise UnreadError(outcome)
+            self._places[key] = outcome.value
+            return outcome.value
+
+
+async def read(streams: ServerStreams, client: ClientFacts, *, probe: bool) -> Catalogue:
+    """Read and pin the server's whole list. Without `probe`, by the handshake at once. Raises `ExchangeFailed`."""
+    conversation = Conversation(streams, client)
+    if probe:
+        era = await exchange.discover(conversation, client)
+    else:
+        era = await exchange.shake_hands(conversation, client, HANDSHAKE_VERSIONS[-1])
+    definitions: list[dict[str, Any]] = []
+    cursor: str | None = None
+    for _ in range(MAX_PAGES):
+        params: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
+        if meta := conversation.envelope(modern=era.modern):
+            params["_meta"] = meta
+        page = await conversation.request("tools/list", params)
+        definitions += _checked(page.get("tools"))
+        if len(definitions) > MAX_TOOLS:
+            raise ExchangeFailed(Reason.SERVER_GARBAGE, f"it lists more than {MAX_TOOLS} tools")
+        cursor = page.get("nextCursor")
+        if cursor is None:
+            return await _pinned(era, definitions)
+        if not isinstance(cursor, str):
+            break
+    raise ExchangeFailed(Reason.SERVER_GARBAGE, "its list of tools does not end")
+
+
+def _checked(tools: Any) -> list[dict[str, Any]]:
+    if not isinstance(tools, list):
+        raise ExchangeFailed(Reason.SERVER_GARBAGE, "its list of tools is none")
+    for tool in tools:
+        name = tool.get("name") if isinstance(tool, dict) else None
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
+            raise ExchangeFailed(Reason.SERVER_GARBAGE, f"it lists a tool with the name {printable(str(name))!r}")
+    return tools
+
+
+async def _pinned(era: Era, definitions: Sequence[Mapping[str, Any]]) -> Catalogue:
+    tools: dict[str, Tool] = {}
+    began_s = time.thread_time()
+    for definition in definitions:
+        name = definition["name"]
+        if name in tools:
+            raise ExchangeFailed(Reason.SERVER_GARBAGE, f"it lists two tools named {name!r}")
+        try:
+            # The reading's box is not the only one waiting for this thread.
+            left_s = max(0.01, min(CHECK_CPU_S, PIN_CPU_S - (time.thread_time() - began_s)))
+            tools[name] = Tool(definition, Schema(definition.get("inputSchema"), left_s))
+        except SchemaError as error:
+            _log.warning("the tool %s is not offered: its input schema cannot be judged: %s", name, error)
+            tools[name] = Tool(definition, None, str(error))
+        await anyio.lowlevel.checkpoint()
+    return Catalogue(era, tools)
+
+
+def reading_profile(profile: Profile) -> Profile:
+    """The profile for a reading: like the calls' own, except that nothing a server does at its start is kept."""
+    files = profile.filesystem
+    if files.workspace is WorkspaceMode.RW:
+        return replace(profile, filesystem=replace(files, commit=CommitMode.NEVER))
+    if files.workspace is WorkspaceMode.DIRECT:
+        return replace(profile, filesystem=replace(files, workspace=WorkspaceMode.RO))
+    return profile

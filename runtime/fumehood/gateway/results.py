@@ -1,0 +1,79 @@
+"""What the client is told of an outcome. Pure.
+
+A refusal, a kill or a failure goes back inside the tool's result, where the model that asked can read it and do better;
+`_meta` carries it once more for programs. A server's own result passes as it came: its content is not looked at, its
+unknown members stay. Only `_meta` is touched: members under our prefix are ours alone, or a server could forge an
+outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fumehood.gateway.protocol import (
+    CALL_FAILED,
+    CALL_KILLED,
+    CALL_REFUSED,
+    NAME,
+    OUTCOME_KEY,
+    OWN_PREFIX,
+    SERVER_INFO_KEY,
+    TASK_KEY,
+    GatewayError,
+    printable,
+)
+from fumehood.model import Outcome, Result
+from fumehood.reasons import Reason
+
+SERVER_INFO = {"name": NAME, "version": "1"}
+_CODES = {Result.REFUSED: CALL_REFUSED, Result.KILLED: CALL_KILLED}
+
+
+def facts(outcome: Outcome) -> dict[str, Any]:
+    """An outcome for programs."""
+    reason = outcome.reason or Reason.INTERNAL
+    return {
+        "task": outcome.task,
+        "result": outcome.result.value,
+        "reason": reason.value,
+        "rule": outcome.rule,
+        "remedy": outcome.remedy or reason.remedy,
+    }
+
+
+def sentence(outcome: Outcome) -> str:
+    """An outcome for people and models, on one line."""
+    reason = outcome.reason or Reason.INTERNAL
+    said = printable(outcome.detail or reason.meaning, 1000)
+    return f"{NAME}: {reason.value}: {said}. {outcome.remedy or reason.remedy}"
+
+
+def unsuccessful(outcome: Outcome, *, modern: bool) -> dict[str, Any]:
+    """The tool result that tells of a refusal, a kill or a failure."""
+    return finished(
+        {"content": [{"type": "text", "text": sentence(outcome)}], "isError": True},
+        {TASK_KEY: outcome.task, OUTCOME_KEY: facts(outcome)},
+        modern=modern,
+    )
+
+
+def finished(result: Mapping[str, Any], ours: Mapping[str, Any], *, modern: bool) -> dict[str, Any]:
+    """A result with our `_meta` members, shaped for the client's era."""
+    given = result.get("_meta")
+    meta = {k: v for k, v in given.items() if not k.startswith(OWN_PREFIX)} if isinstance(given, dict) else {}
+    made = {**result, "_meta": {**meta, **ours}}
+    if modern:
+        made["resultType"] = "complete"
+        made["_meta"].setdefault(SERVER_INFO_KEY, SERVER_INFO)
+        return made
+    made.pop("resultType", None)
+    # Before 2026-07-28 this is an object or absent, and a client that checks would lose the whole result.
+    if not isinstance(made.get("structuredContent", {}), dict):
+        del made["structuredContent"]
+    return made
+
+
+def error_of(outcome: Outcome) -> GatewayError:
+    """The JSON-RPC error for an outcome that has no tool result to go into."""
+    return GatewayError(_CODES.get(outcome.result, CALL_FAILED), sentence(outcome), facts(outcome))
