@@ -11,7 +11,7 @@ from fumehood.faults import BoxFailed
 from fumehood.model import Binding, FileChange, Frame, Usage
 from fumehood.ports import Exited, Made, Settled
 from fumehood.reasons import Reason
-from fumehood.wire import WireError
+from fumehood.wire import TooLongError, WireError
 
 
 class BrokerClient:
@@ -22,7 +22,7 @@ class BrokerClient:
 
     async def make(self, task: str, frame: Frame) -> Made:
         """Make a box whose init waits."""
-        return Made(**await self._ask("make", {"task": task, "frame": asdict(frame)}))
+        return Made(**await self._ask("make", {"task": task, "frame": frame.fields()}))
 
     async def bind(self, task: str, binding: Binding) -> Mapping[str, Any]:
         """Attach the call's own things."""
@@ -73,6 +73,9 @@ class BrokerClient:
     async def _ask(self, verb: str, args: Mapping[str, Any], fds: Sequence[int] = ()) -> Any:
         try:
             result, _ = await self._asker.ask(verb, args, fds)
+        except TooLongError as error:
+            remedy = "Pass long input on stdin or in a file."
+            raise BoxFailed(Reason.BAD_REQUEST, f"{verb}: {error}", remedy=remedy) from error
         except WireError as error:
             raise BoxFailed(Reason.BROKER_DIED, f"{verb}: {error}") from error
         return result

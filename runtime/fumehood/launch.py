@@ -8,7 +8,7 @@ still three processes, of one user.
 
 from __future__ import annotations
 
-import gc
+import fcntl
 import os
 import pwd
 import select
@@ -19,16 +19,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fumehood import config, confine, wire
 from fumehood.faults import FumehoodError
 from fumehood.model import task_id
 from fumehood.reasons import Reason
 from fumehood.settings import Settings
-from fumehood.state import PREFIX, VERSION, state_folder
+from fumehood.state import PREFIX, VERSION, StateFolder, state_folder
 from fumehood.subids import subordinate_range
 
 _FOLDERS = {"bin": 0o755, "images": 0o755, "seccomp": 0o700, "ids": 0o700, "locks": 0o700, "pending": 0o700, "run": 0o711}
@@ -95,6 +95,17 @@ def settings(explicit_config: str | None = None, *, operator: bool = True) -> Se
     )
 
 
+def with_workspace(chosen: Settings, directory: int | None) -> Settings:
+    """Tell the broker, before a stranger's byte is parsed, the one directory that the operator gives.
+
+    The worker passes it on later, and a worker that was taken over would pass another. Where roots are configured they hold.
+    """
+    if chosen.workspace_roots is not None:
+        return chosen
+    only = () if directory is None else (str(Path(f"/proc/self/fd/{directory}").readlink()),)
+    return replace(chosen, workspace_roots=only)
+
+
 @contextmanager
 def serving(chosen: Settings, *, broker: bool = True) -> Iterator[Processes[None]]:
     """`started`, for commands that need nothing of the caller's."""
@@ -111,31 +122,75 @@ def started(
     `as_caller` runs after the forks and before the rights go: it loads what the caller may read and the worker may
     not (an operator's profile), while the others start.
     """
-    prepare(chosen)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    gc.collect()
-    worker_ledger, ledger_worker = wire.pair()
-    broker_ledger, ledger_broker = wire.pair()
-    worker_broker, broker_worker = wire.pair()
-    everything = [worker_ledger, ledger_worker, broker_ledger, ledger_broker, worker_broker, broker_worker]
-    children = [_fork(_ledger, chosen, [ledger_worker, ledger_broker], everything)]
-    if broker:
-        children.append(_fork(_broker, chosen, [broker_worker, broker_ledger], everything))
-    for end in (ledger_worker, ledger_broker, broker_ledger, broker_worker):
-        end.close()
-    if not broker:
-        worker_broker.close()
+    os.umask(0o022)  # a stricter one would keep boxes out of folders that are made for them
+    crew = _waiting.pop() if broker and _waiting else assemble(broker=broker)
     try:
+        prepare(chosen)
+        crew.brief(chosen)
         loaded = as_caller()
         program = confine.worker_filter(chosen)
         confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
         confine.install_filter(program)
-        yield Processes(chosen, worker_ledger, worker_broker if broker else None, loaded)
+        yield Processes(chosen, crew.ledger, crew.broker, loaded)
     finally:
-        worker_broker.close()
-        worker_ledger.close()
-        _await(children)
+        crew.dismiss()
+
+
+@dataclass(slots=True)
+class Crew:
+    """The two other processes, forked and importing what they need; they begin when they are briefed, or end unbriefed."""
+
+    ledger: socket.socket
+    broker: socket.socket | None
+    briefings: dict[str, socket.socket]
+    children: list[int]
+
+    def brief(self, chosen: Settings) -> None:
+        """Tell each what it is to serve. The runtime's lock goes to the broker alone: it is free when the broker has ended."""
+        fields = {**asdict(chosen), "state": str(chosen.state.root)}
+        lock = _take_lock(chosen) if "broker" in self.briefings else None
+        for name, sock in self.briefings.items():
+            wire.send(sock, fields, [lock] if name == "broker" and lock is not None else [])
+            sock.close()
+        if lock is not None:
+            os.close(lock)
+
+    def dismiss(self) -> None:
+        """Let go of every socket, which ends them, and wait until they have cleaned up."""
+        for sock in (self.ledger, self.broker, *self.briefings.values()):
+            if sock is not None:
+                sock.close()
+        _await(self.children)
+
+
+_waiting: list[Crew] = []
+
+
+def assemble_ahead() -> None:
+    """Fork the others before the command line is even parsed: they import while we do. `started` takes them over.
+
+    Whatever ends before that (`--help`, a refusal) ends them too, by the end of their sockets.
+    """
+    if os.getuid() == 0:
+        _waiting.append(assemble(broker=True))
+
+
+def assemble(*, broker: bool) -> Crew:
+    """Fork the ledger and, if wanted, the broker, connected to each other and to us."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pairs = {name: wire.pair() for name in ("ledger", "broker", "between", "brief ledger", "brief broker")}
+    everything = [end for ends in pairs.values() for end in ends]
+    children = [_fork(_ledger, pairs["brief ledger"][1], [pairs["ledger"][1], pairs["between"][1]])]
+    briefings = {"ledger": pairs["brief ledger"][0]}
+    if broker:
+        children.append(_fork(_broker, pairs["brief broker"][1], [pairs["broker"][1], pairs["between"][0]]))
+        briefings["broker"] = pairs["brief broker"][0]
+    ours = [pairs["ledger"][0], *briefings.values(), *([pairs["broker"][0]] if broker else [])]
+    for end in everything:
+        if end not in ours:
+            end.close()
+    return Crew(pairs["ledger"][0], pairs["broker"][0] if broker else None, briefings, children)
 
 
 def prepare(chosen: Settings) -> None:
@@ -164,31 +219,65 @@ def prepare(chosen: Settings) -> None:
         raise FumehoodError(Reason.STATE_UNAVAILABLE, f"{state.root}: {error}") from error
 
 
-def _ledger(chosen: Settings, ends: list[socket.socket]) -> None:
-    confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
+def _take_lock(chosen: Settings) -> int:
+    """Make this runtime's folder, its lock held, before the worker can open a record (rule 5).
+
+    Another's sweep takes a runtime without a held lock for dead, and closes its records as lost.
+    """
+    folder = chosen.state.run / chosen.runtime_id
+    try:
+        folder.mkdir(mode=0o711)
+        # Named when it is held: between the two nobody else can take it.
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (folder / ".lock").rename(folder / "lock")
+    except OSError as error:
+        raise FumehoodError(Reason.STATE_UNAVAILABLE, f"{folder}: {error.strerror}") from error
+    return lock
+
+
+def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
     from fumehood.ledger.serve import serve
 
-    serve(ends, chosen.state.ledger, chosen.runtime_id)
+    chosen = _briefed(briefing)
+    if chosen is not None:
+        confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
+        serve(ends, chosen.state.ledger, chosen.runtime_id)
 
 
-def _broker(chosen: Settings, ends: list[socket.socket]) -> None:
+def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:
     from fumehood.broker.serve import serve
 
-    serve(chosen, *ends)
+    chosen = _briefed(briefing)
+    if chosen is not None:
+        serve(chosen, *ends)
+
+
+def _briefed(briefing: socket.socket) -> Settings | None:
+    """What we are to serve, from the process that forked us while it was still root; None when it ended instead.
+
+    A descriptor beside it is the runtime's lock, and stays open as long as we live.
+    """
+    got = wire.receive(briefing)
+    briefing.close()
+    if got is None:
+        return None
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in got[0].items()}
+    fields["runtimes"] = tuple((name, path) for name, path in fields["runtimes"])
+    return Settings(**{**fields, "state": StateFolder(Path(fields["state"]))})
 
 
 def _fork(
-    serve: Callable[[Settings, list[socket.socket]], None],
-    chosen: Settings, ends: list[socket.socket], everything: list[socket.socket],
-) -> int:  # fmt: skip
+    serve: Callable[[socket.socket, list[socket.socket]], None], briefing: socket.socket, ends: list[socket.socket]
+) -> int:
     """The pid of a child that serves on `ends` and then ends, without the parent's cleanup handlers."""
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
-        _keep_only(ends, everything)
-        serve(chosen, ends)
+        _keep_only([briefing, *ends])
+        serve(briefing, ends)
         status = 0
     except Exception:  # noqa: BLE001 - the last words of a process of ours
         traceback.print_exc(file=sys.stderr)
@@ -197,15 +286,14 @@ def _fork(
         os._exit(status)
 
 
-def _keep_only(wanted: list[socket.socket], everything: list[socket.socket]) -> None:
-    """Close the other processes' ends, and let go of the operator's stdin and stdout: they are the worker's."""
-    for end in everything:
-        if end not in wanted:
-            end.close()
+def _keep_only(wanted: list[socket.socket]) -> None:
+    """Close all but our own sockets and stderr: the operator's streams, workspace and files are the worker's."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
-    os.close(null)
+    kept = sorted((2, *(end.fileno() for end in wanted)))
+    for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+        os.closerange(low + 1, high)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -8,10 +8,11 @@ Broker and ledger import this module in their privileged processes: standard lib
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -119,7 +120,21 @@ class SeccompPolicy:
     @property
     def digest(self) -> str:
         """`sha256:<hex>` of the canonical JSON form, without the name: two names for one policy share a filter."""
-        return digest_of({"default_errno": self.default_errno, "rules": [asdict(rule) for rule in self.rules]})
+        return _digest_of_policy(self)
+
+    def fields(self) -> dict[str, Any]:
+        """What `asdict` gives, in a tenth of its 4 ms: that copies every string of some hundred rules deeply."""
+        return {
+            "name": self.name,
+            "default_errno": self.default_errno,
+            "rules": [
+                {
+                    "names": rule.names, "action": rule.action, "errno": rule.errno,
+                    "tests": [{"index": test.index, "op": test.op, "value": test.value, "mask": test.mask} for test in rule.tests],
+                }
+                for rule in self.rules
+            ],
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,8 +261,12 @@ class Frame:
 
     @property
     def digest(self) -> str:
-        """The pool key: `sha256:<hex>` over every field."""
-        return digest_of(asdict(self))
+        """The pool key: `sha256:<hex>` over every field, the policy by its own digest."""
+        return digest_of({**self.fields(), "seccomp": self.seccomp.digest})
+
+    def fields(self) -> dict[str, Any]:
+        """The frame as JSON has it."""
+        return {**{each.name: getattr(self, each.name) for each in fields(self)}, "seccomp": self.seccomp.fields()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,6 +362,12 @@ class Outcome:
     files_total: int = 0
     pending: bool = False
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_of_policy(policy: SeccompPolicy) -> str:
+    fields = policy.fields()
+    return digest_of({name: fields[name] for name in ("default_errno", "rules")})
 
 
 def digest_of(value: object) -> str:

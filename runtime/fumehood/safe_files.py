@@ -39,8 +39,11 @@ def read_trusted(path: str | Path, uid: int, *, limit_bytes: int = FILE_BYTES) -
     Raises FileNotFoundError when it does not exist and CONFIG_UNSAFE when somebody else could have written it.
     """
     fd = _open_trusted(Path(path), uid)
-    with os.fdopen(fd, "rb") as file:
-        data = file.read(limit_bytes + 1)
+    try:
+        with os.fdopen(fd, "rb") as file:
+            data = file.read(limit_bytes + 1)
+    except OSError as error:  # a file of /proc's, a failing disk
+        raise FumehoodError(Reason.CONFIG_UNSAFE, f"{path} cannot be read: {error.strerror}") from error
     if len(data) > limit_bytes:
         raise FumehoodError(Reason.CONFIG_INVALID, f"{path} is over {limit_bytes} bytes", remedy="Make it shorter.")
     try:

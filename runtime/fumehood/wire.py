@@ -28,6 +28,10 @@ class WireError(Exception):
     """The other side broke the message format, or is gone."""
 
 
+class TooLongError(WireError):
+    """What was to be sent does not fit one message. Nothing was sent, and the connection is as good as before."""
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two connected ends, close-on-exec, with room for several of the largest messages."""
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -37,14 +41,14 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """One message as bytes. Raises WireError when it is too long to send."""
+    """One message as bytes. Raises TooLongError."""
     text = json.dumps(message, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     try:
         data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise WireError("a message holds half a character") from error
     if len(data) > MESSAGE_BYTES:
-        raise WireError(f"a message of {len(data)} bytes is over {MESSAGE_BYTES}")
+        raise TooLongError(f"a message of {len(data)} bytes is over {MESSAGE_BYTES}")
     return data
 
 

@@ -27,6 +27,7 @@ from fumehood.state import PREFIX
 
 NEEDED = ("memory", "pids", "cpu")
 _V1 = (*NEEDED, "cpuacct")
+RUNTIMES_OWN = ".rt"  # the group that an OCI runtime insists on making for itself, beside ours
 _PERIOD_US = 100_000
 _EMPTY_DEADLINE_S = 5.0
 
@@ -43,12 +44,26 @@ class Trees:
         """The controllers we need and no tree holds."""
         return [name for name in NEEDED if name not in self.v1 and name not in self.v2_controllers]
 
+    def warm(self) -> None:
+        """Wait now for the RCU grace period that the next move of a process would wait for: 5 to 10 ms, then 0.3 for a while.
+
+        Moving ourselves to where we are takes the same lock and changes nothing.
+        """
+        with contextlib.suppress(OSError):
+            own = Group.of_process(self, os.getpid())
+            _write(next(iter(own.folders.values())) / "cgroup.procs", os.getpid())
+
     def folders(self, relative: str) -> dict[str, Path]:
         """The directories of one cgroup by controller, `v2` for the unified tree."""
         found = {name: self.v1[name] / relative for name in _V1 if name in self.v1}
         if self.v2 is not None:
             found["v2"] = self.v2 / relative
         return found
+
+    def everywhere(self, relative: str) -> list[Path]:
+        """One cgroup's directory in every tree: runc makes its own in trees that we need nothing of (freezer, devices)."""
+        places = {*self.v1.values(), *([self.v2] if self.v2 is not None else [])}
+        return sorted(place / relative for place in places)
 
 
 def parse_trees(mountinfo: str) -> tuple[dict[str, Path], Path | None]:
@@ -201,9 +216,13 @@ class Group:
 
     def remove(self) -> bool:
         """Remove our directories; wait a bounded time for the last process to go. True when nothing is left."""
-        if not self._ours:
-            return not any(folder.exists() for folder in self.folders.values())
         deadline = time.monotonic() + _EMPTY_DEADLINE_S
+        if not self._ours:
+            while standing := any(folder.exists() for folder in self.folders.values()):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.001)  # the engine's to remove, in its own time
+            return not standing
         for folder in self.folders.values():
             while True:
                 try:
@@ -240,22 +259,32 @@ class Group:
 
 def remove_tree(trees: Trees, runtime_id: str) -> list[str]:
     """Kill and remove every cgroup of one (dead) runtime; the tasks whose groups were there."""
-    tasks: set[str] = set()
-    for folder in trees.folders(f"{PREFIX}/{runtime_id}").values():
+    groups: set[str] = set()
+    for folder in trees.everywhere(f"{PREFIX}/{runtime_id}"):
         if folder.is_dir():
-            tasks.update(child.name for child in folder.iterdir() if child.is_dir())
-    for task in tasks:
-        folders = {name: path for name, path in trees.folders(f"{PREFIX}/{runtime_id}/{task}").items() if path.is_dir()}
-        group = Group(trees, folders, ours=True)
+            groups.update(child.name for child in folder.iterdir() if child.is_dir())
+    for name in groups:
+        found = {key: path for key, path in trees.folders(f"{PREFIX}/{runtime_id}/{name}").items() if path.is_dir()}
+        group = Group(trees, found, ours=True)
         group.kill()
         group.remove()
+        remove_runtimes_own(trees, f"{PREFIX}/{runtime_id}/{name}")
     remove_parent(trees, runtime_id)
-    return sorted(tasks)
+    return sorted({name.removesuffix(RUNTIMES_OWN) for name in groups})
+
+
+def remove_runtimes_own(trees: Trees, relative: str) -> bool:
+    """Remove the empty directories of one group in every tree: a runtime that was killed leaves its own."""
+    folders = trees.everywhere(relative)
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    return not any(folder.exists() for folder in folders)
 
 
 def remove_parent(trees: Trees, runtime_id: str) -> None:
     """Remove a runtime's own, now empty, directories, and ours above them when no other runtime is there."""
-    for folder in trees.folders(f"{PREFIX}/{runtime_id}").values():
+    for folder in trees.everywhere(f"{PREFIX}/{runtime_id}"):
         for path in (folder, folder.parent):
             with contextlib.suppress(OSError):
                 path.rmdir()

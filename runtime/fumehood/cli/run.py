@@ -74,6 +74,7 @@ def _run_as_operator(
     directory = open_workspace(workspace)
     puts = [(_open(source, os.O_RDONLY), target) for source, target in map(_pair, put)]
     gets = [(source, _open(target, os.O_WRONLY | os.O_CREAT)) for source, target in map(_pair, get)]
+    settings = launch.with_workspace(settings, directory)
     load = partial(load_profile, profile, settings, engine, workspace)
     with launch.started(settings, load) as processes:
         import anyio
@@ -126,9 +127,13 @@ def open_workspace(workspace: Path | None) -> int | None:
 def load_profile(name: str, settings: Settings, engine: str | None, workspace: Path | None) -> Profile:
     """The profile, its engine replaced by the one asked for; never from inside the workspace (rule 6)."""
     from fumehood import profile
+    from fumehood.profile.loader import is_path
     from fumehood.safe_files import inside
 
-    if workspace is not None and inside(str(Path(name).absolute()), str(workspace.absolute())):
+    # A bare name is never looked for in the working directory. A path counts as named and as it leads: a link outside
+    # the workspace may point at what a box wrote in it.
+    ways = (os.path.abspath, os.path.realpath)
+    if workspace is not None and is_path(name) and any(inside(way(name), way(workspace)) for way in ways):
         raise FumehoodError(
             Reason.CONFIG_UNSAFE, f"{name} lies inside the workspace, where a box could have written it",
             remedy="Keep profiles outside the directories that boxes write to.",

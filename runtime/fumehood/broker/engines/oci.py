@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fumehood.broker import processes
-from fumehood.broker.cgroups import Group, Trees
+from fumehood.broker.cgroups import RUNTIMES_OWN, Group, Trees, remove_runtimes_own
 from fumehood.broker.control import receive_report
 from fumehood.broker.engines import HOSTNAME, INIT_FOLDER, MASKED, READ_ONLY, UP_DEADLINE_S, Launched, Spec
 from fumehood.broker.ids import BOX_UID, RANGE
@@ -106,13 +106,14 @@ class OciEngine:
         live.group = Group.make(
             self._trees, cgroup, cpu=spec.frame.cpu, memory_bytes=spec.frame.memory_bytes, pids=spec.frame.pids
         )
-        document = runtime_spec(spec, live.root, self._init_folder, f"/{cgroup}.rt")
+        document = runtime_spec(spec, live.root, self._init_folder, f"/{cgroup}{RUNTIMES_OWN}")
         (spec.folder / "config.json").write_text(json.dumps(document))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         try:
             live.runtime_pid = self._spawn(spec, theirs.fileno())
             theirs.close()
+            self._trees.warm()  # while the runtime works
             pid = self._await_up(spec, ours)
             runtime_pid = live.runtime_pid
             live.pidfd = processes.verified_pidfd(pid, lambda pid: _is_init_of(pid, runtime_pid), "the box's init")
@@ -140,7 +141,8 @@ class OciEngine:
             facts["runtime_gone"] = _reap(live.runtime_pid, _REMOVE_DEADLINE_S)
         if live.group is not None:
             live.group.kill()
-            facts["cgroup_removed"] = live.group.remove()
+            own = f"{PREFIX}/{spec.runtime_id}/{spec.task}{RUNTIMES_OWN}"
+            facts["cgroup_removed"] = live.group.remove() and remove_runtimes_own(self._trees, own)
         facts["root_detached"] = self._roots.detach(live.root)
         shutil.rmtree(self._folder / "state" / spec.container, ignore_errors=True)
         return facts

@@ -81,8 +81,8 @@ static void take_frame(size_t length) {
 static void become_tool(char **argv, char **env, const int streams[3], const int gate[2]) {
   sigset_t nothing;
   sigemptyset(&nothing);
+  close(gate[1]); /* before the report: the broker lists our descriptors while we wait */
   report('H', 0, 0); /* the kernel adds our credentials: the broker learns the host's pid for us */
-  close(gate[1]);
   char byte;
   if (read(gate[0], &byte, 1) != 1) _exit(125);
   setsid();
