@@ -6,6 +6,7 @@
       images/           0755         sha256-<hex>/{rootfs/,image.json,sbom.json}, names/<name>
       ledger/           0700 ledger  ledger.db and its -wal, -shm
       seccomp/          0700         compiled filters by policy digest
+      profiles/         0700         resolved profiles, each with the digests of the files it was made from
       ids/              0700         one file for each id range in use
       locks/            0700         tickets of workspaces in use
       pending/          0700         changes that wait for `fumehood commit|discard`
@@ -53,6 +54,11 @@ class StateFolder:
     def seccomp(self) -> Path:
         """Compiled filters."""
         return self.root / "seccomp"
+
+    @property
+    def profiles(self) -> Path:
+        """Resolved profiles."""
+        return self.root / "profiles"
 
     @property
     def ids(self) -> Path:

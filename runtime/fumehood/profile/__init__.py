@@ -1,8 +1,9 @@
 """Profiles: what operators write, made into the frozen value that the rest of fumehood uses.
 
 `source` (strict YAML) -> `documents` through `validation` (shape, units) -> `resolve` (what fields mean together) ->
-`model.Profile`. `loader` finds the files, `seccomp` reads theirs, `lint` and `explain` are for people. Everything but
-`loader` is pure. The names below load their modules when first used, so importing this package costs nothing.
+`model.Profile`. `files` finds and reads the files, `seccomp` understands theirs, `loader` leads the way, `kept` spares
+it when nothing changed, `lint` and `explain` are for people. Everything but `files`, `loader` and `kept` is pure. The
+names below load their modules when first used, so importing this package costs nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["check_mounts", "inside", "load", "load_seccomp", "search_folders", "
 
 
 def __getattr__(name: str) -> Any:
-    """The public functions, imported when first asked for: pydantic and ruamel take 150 ms together."""
+    """The public functions, imported when first asked for: even the light modules take some milliseconds."""
     if name not in __all__:
         raise AttributeError(name)
     if name == "inside":

@@ -15,8 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from fumehood.profile import units
+from fumehood.profile.files import NAME_PATTERN
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 IMAGE_PATTERN = r"^([a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9._-]{1,128})?|sha256:[0-9a-f]{64})$"
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 TOOL_NAME_CHARACTERS = 128

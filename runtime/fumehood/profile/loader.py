@@ -1,32 +1,35 @@
-"""Where profiles and seccomp files are found, and reading them.
+"""Profiles out of files: the ways from a name or a path to the frozen value.
 
-Folders in order: those the configuration names, the user's, the system's, the ones that ship. A name is looked up in
-these and nowhere else, and the first file of that name is taken; an unsafe one is refused, not passed over. The working
-directory is never searched: a box, or a cloned repository, could have put a profile there. A path is for the
-operator's own command line alone (`is_path`), and is checked like everything else (`safe_files`).
-Nothing of a profile but its own folders decides which seccomp file it gets: names again, never paths.
+The slow way reads and judges every file anew. `load` asks `kept` first, when it is given a place for that. Nothing of a
+profile but its own folders decides which seccomp file it gets: names again, never paths. What imports pydantic is
+imported where it is used: the fast way never gets there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fumehood.faults import FumehoodError, Refused
+from fumehood.faults import Refused
 from fumehood.model import Deny, Profile, ReadOnlyMount, SeccompPolicy
-from fumehood.profile import resolve, seccomp
-from fumehood.profile.documents import NAME_PATTERN, ProfileDocument
+from fumehood.profile.files import NAME_PATTERN, SECCOMP, Files, is_path, names_in, search_folders, shipped_folder
+from fumehood.profile.kept import keep, recall
 from fumehood.profile.problems import Problem, Problems, nearest
-from fumehood.profile.seccomp import SeccompDocument
 from fumehood.profile.source import Source, parse
-from fumehood.profile.validation import validate
 from fumehood.reasons import Reason
-from fumehood.safe_files import inside, list_trusted, read_trusted
-from fumehood.shipping import shipped
+from fumehood.safe_files import inside
 
-SECCOMP = "seccomp"
+if TYPE_CHECKING:
+    from fumehood.profile.documents import ProfileDocument
+    from fumehood.profile.seccomp import SeccompDocument
+
+__all__ = [
+    "Loaded", "check_mounts", "is_path", "load", "load_fully", "load_seccomp", "names_in", "search_folders",
+    "shipped_folder",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,81 +43,31 @@ class Loaded:
     parent: Profile | None
 
 
-def shipped_folder() -> Path:
-    """The folder of the profiles that ship: inside the package, or the checkout's."""
-    return shipped("profiles")
+def load(name_or_path: str, folders: Sequence[Path], uid: int, *, kept: Path | None = None) -> Profile:
+    """The profile. Raises Refused: PROFILE_UNKNOWN, PROFILE_INVALID, UNENFORCEABLE, or FumehoodError: CONFIG_UNSAFE.
 
-
-def search_folders(configured: Sequence[str], env: Mapping[str, str]) -> tuple[Path, ...]:
-    """The folders in which profiles are looked up, first match first."""
-    own = env.get("XDG_CONFIG_HOME", "")
-    if not own.startswith("/"):
-        own = f"{env['HOME']}/.config" if env.get("HOME", "").startswith("/") else ""
-    user = (Path(own) / "fumehood" / "profiles",) if own else ()
-    return (*map(Path, configured), *user, Path("/etc/fumehood/profiles"), shipped_folder())
-
-
-def is_path(name: str) -> bool:
-    """Whether the operator means a file and not a name."""
-    return "/" in name or name.endswith((".yaml", ".yml"))
-
-
-def load(name_or_path: str, folders: Sequence[Path], uid: int) -> Profile:
-    """The profile. Raises Refused: PROFILE_UNKNOWN, PROFILE_INVALID, UNENFORCEABLE, or FumehoodError: CONFIG_UNSAFE."""
+    `kept` is a folder that only our own user can enter: profiles are kept there, and recalled while nothing changed.
+    """
+    if kept is not None and (known := recall(kept, name_or_path, folders, uid)) is not None:
+        return known
+    files = Files(folders, uid)
     try:
-        return load_fully(name_or_path, folders, uid).profile
+        profile = _load(name_or_path, files).profile
     except Problems as problems:
         raise problems.refused() from None
+    if kept is not None:
+        keep(kept, name_or_path, files, profile)
+    return profile
 
 
 def load_fully(name_or_path: str, folders: Sequence[Path], uid: int) -> Loaded:
     """The profile with its sources. Raises Problems as well."""
-    source, title = _read_profile(name_or_path, folders, uid)
-    own = validate(source, ProfileDocument)
-    document, parent = own, None
-    if own.extends is not None:
-        document, parent = _extend(source, own, folders, uid)
-    problems = resolve.judge(document, source)
-    policy: SeccompPolicy | None = None
-    try:
-        policy = load_seccomp(document.seccomp, folders, uid)
-    except Refused as refused:
-        if refused.reason is not Reason.PROFILE_UNKNOWN:
-            raise
-        problems.append(source.problem(("seccomp",), refused.detail))
-    if problems or policy is None:
-        raise Problems(problems)
-    value = resolve.profile(title, document, policy)
-    return Loaded(profile=value, source=source, document=document, own=own, parent=parent)
+    return _load(name_or_path, Files(folders, uid))
 
 
 def load_seccomp(name: str, folders: Sequence[Path], uid: int) -> SeccompPolicy:
     """A seccomp file by name. Raises Refused with PROFILE_UNKNOWN, and Problems."""
-    source, document = _read_seccomp(name, folders, uid)
-    if document.extends is None:
-        return seccomp.policy(name, document)
-    try:
-        _, parent = _read_seccomp(document.extends, folders, uid)
-    except Refused as refused:
-        raise Problems([source.problem(("extends",), refused.detail)]) from None
-    if parent.extends is not None:
-        raise Problems([_one_level(source, document.extends, parent.extends)])
-    return seccomp.policy(name, document, parent)
-
-
-def names_in(folders: Sequence[Path], uid: int) -> Iterator[tuple[str, Path]]:
-    """Every profile name that can be used, with its file. Unsafe folders are passed over: nothing is read from them."""
-    seen: set[str] = set()
-    for folder in folders:
-        try:
-            entries = _list(folder, uid)
-        except FumehoodError:
-            continue
-        for entry in entries:
-            name = entry.removesuffix(".yaml")
-            if name != entry and re.fullmatch(NAME_PATTERN, name) and name not in seen:
-                seen.add(name)
-                yield name, folder / entry
+    return _load_seccomp(name, Files(folders, uid))
 
 
 def check_mounts(mounts: Sequence[ReadOnlyMount], roots: Sequence[str]) -> Deny | None:
@@ -131,12 +84,55 @@ def check_mounts(mounts: Sequence[ReadOnlyMount], roots: Sequence[str]) -> Deny 
     return None
 
 
-def _extend(source: Source, own: ProfileDocument, folders: Sequence[Path], uid: int) -> tuple[ProfileDocument, Profile]:
+def _load(name_or_path: str, files: Files) -> Loaded:
+    from fumehood.profile import resolve
+    from fumehood.profile.documents import ProfileDocument
+    from fumehood.profile.validation import validate
+
+    source, title = _read_profile(name_or_path, files)
+    own = validate(source, ProfileDocument)
+    document, parent = own, None
+    if own.extends is not None:
+        document, parent = _extend(source, own, files)
+    problems = resolve.judge(document, source)
+    policy: SeccompPolicy | None = None
+    try:
+        policy = _load_seccomp(document.seccomp, files)
+    except Refused as refused:
+        if refused.reason is not Reason.PROFILE_UNKNOWN:
+            raise
+        problems.append(source.problem(("seccomp",), refused.detail))
+    if problems or policy is None:
+        raise Problems(problems)
+    value = resolve.profile(title, document, policy)
+    return Loaded(profile=value, source=source, document=document, own=own, parent=parent)
+
+
+def _load_seccomp(name: str, files: Files) -> SeccompPolicy:
+    from fumehood.profile import seccomp
+
+    source, document = _read_seccomp(name, files)
+    if document.extends is None:
+        return seccomp.policy(name, document)
+    try:
+        _, parent = _read_seccomp(document.extends, files)
+    except Refused as refused:
+        raise Problems([source.problem(("extends",), refused.detail)]) from None
+    if parent.extends is not None:
+        raise Problems([_one_level(source, document.extends, parent.extends)])
+    return seccomp.policy(name, document, parent)
+
+
+def _extend(source: Source, own: ProfileDocument, files: Files) -> tuple[ProfileDocument, Profile]:
+    from fumehood.profile import resolve
+    from fumehood.profile.documents import ProfileDocument
+    from fumehood.profile.validation import validate
+
     name = own.extends or ""
     if name == Path(source.file).stem:
         raise Problems([source.problem(("extends",), "expected another profile than this one")])
     try:
-        parent_source, _ = _read_profile(name, folders, uid)
+        parent_source, _ = _read_profile(name, files)
     except Refused as refused:
         raise Problems([source.problem(("extends",), refused.detail)]) from None
     parent = validate(parent_source, ProfileDocument)
@@ -144,7 +140,7 @@ def _extend(source: Source, own: ProfileDocument, folders: Sequence[Path], uid: 
         raise Problems([_one_level(source, name, parent.extends)])
     if problems := resolve.judge(parent, parent_source):
         raise Problems(problems)
-    policy = load_seccomp(parent.seccomp, folders, uid)
+    policy = _load_seccomp(parent.seccomp, files)
     return resolve.merge(parent, own), resolve.profile(name, parent, policy)
 
 
@@ -152,47 +148,36 @@ def _one_level(source: Source, name: str, further: str) -> Problem:
     return source.problem(("extends",), f"expected one level; {name} itself extends {further}")
 
 
-def _read_profile(name: str, folders: Sequence[Path], uid: int) -> tuple[Source, str]:
+def _read_profile(name: str, files: Files) -> tuple[Source, str]:
     """A profile's text by path or name, and what it is called in records."""
     if is_path(name):
-        path = Path(name).absolute()
+        path = str(Path(name).absolute())
         try:
-            return parse(read_trusted(path, uid), name), str(path)
+            return parse(files.read(None, path), name), path
         except FileNotFoundError:
             raise _unknown(f"there is no file {name}") from None
     if re.fullmatch(NAME_PATTERN, name):
-        for folder in folders:
-            path = folder / f"{name}.yaml"
+        for folder in files.folders:
             try:
-                return parse(_read(folder, f"{name}.yaml", uid), str(path)), name
+                return parse(files.read(folder, f"{name}.yaml"), str(folder / f"{name}.yaml")), name
             except FileNotFoundError:
                 continue
-    raise _unknown(f"there is no profile {name!r}{nearest(name, (known for known, _ in names_in(folders, uid)))}")
+    known = (known for known, _ in names_in(files.folders, files.uid))
+    raise _unknown(f"there is no profile {name!r}{nearest(name, known)}")
 
 
-def _read_seccomp(name: str, folders: Sequence[Path], uid: int) -> tuple[Source, SeccompDocument]:
-    for folder in folders:
+def _read_seccomp(name: str, files: Files) -> tuple[Source, SeccompDocument]:
+    from fumehood.profile import seccomp
+
+    for folder in files.folders:
         try:
-            text = _read(folder, f"{SECCOMP}/{name}.yaml", uid)
+            text = files.read(folder, f"{SECCOMP}/{name}.yaml")
         except FileNotFoundError:
             continue
         source = parse(text, str(folder / SECCOMP / f"{name}.yaml"))
         return source, seccomp.read(source)
-    known = (entry.removesuffix(".yaml") for folder in folders for entry in _list(folder / SECCOMP, uid))
+    known = (entry.removesuffix(".yaml") for folder in files.folders for entry in files.listing(folder / SECCOMP))
     raise _unknown(f"there is no seccomp file {name!r}{nearest(name, known)}")
-
-
-def _read(folder: Path, name: str, uid: int) -> str:
-    if folder == shipped_folder():
-        # Whoever can write these can write our code, which lies beside them and runs already.
-        return (folder / name).read_text(encoding="utf-8")
-    return read_trusted(folder / name, uid)
-
-
-def _list(folder: Path, uid: int) -> list[str]:
-    if folder in (shipped_folder(), shipped_folder() / SECCOMP):
-        return sorted(entry.name for entry in folder.iterdir())
-    return list_trusted(folder, uid)
 
 
 def _unknown(detail: str) -> Refused:

@@ -6,7 +6,6 @@ from 1, as editors do. `level` is `error` (the file does not load) or `warning` 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +66,8 @@ class Problems(Exception):
 
 def nearest(word: str, names: Iterable[str]) -> str:
     """`; nearest valid name: X`, `; valid names: ...`, or nothing when there are too many to help."""
+    import difflib  # a millisecond that only a mistake costs
+
     known = sorted(set(names))
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:

@@ -89,7 +89,7 @@ def test_schema_is_json_schema(run: Any, kind: str) -> None:
 
 
 def test_the_schema_and_the_loader_agree(run: Any) -> None:
-    from jsonschema import Draft202012Validator  # noqa: PLC0415
+    from jsonschema import Draft202012Validator
 
     validator = Draft202012Validator(json.loads(run("schema").stdout))
     assert validator.is_valid(

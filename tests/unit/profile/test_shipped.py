@@ -75,7 +75,7 @@ def test_every_example_of_the_guide_loads(text: str, kind: str, name: str, shelf
     elif kind == "seccomp":
         assert check_floor(loader.load_seccomp(name, shelf.folders, os.getuid())) is None
     else:
-        from fumehood import config  # noqa: PLC0415 - one example needs it
+        from fumehood import config
 
         assert kind == "config"
         assert config.parse(text, name).file == name
