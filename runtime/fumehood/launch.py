@@ -31,7 +31,10 @@ from fumehood.settings import Settings
 from fumehood.state import PREFIX, VERSION, StateFolder, state_folder
 from fumehood.subids import subordinate_range
 
-_FOLDERS = {"bin": 0o755, "images": 0o755, "seccomp": 0o700, "ids": 0o700, "locks": 0o700, "pending": 0o700, "run": 0o711}
+_FOLDERS = {
+    "bin": 0o755, "images": 0o755, "seccomp": 0o700, "profiles": 0o700, "ids": 0o700, "locks": 0o700, "pending": 0o700,
+    "run": 0o711,
+}  # fmt: skip
 _EXIT_DEADLINE_S = 15.0
 
 
@@ -275,6 +278,7 @@ def _fork(
     if pid:
         return pid
     status = 1
+    os.umask(0o022)  # as in `started`
     try:
         _keep_only([briefing, *ends])
         serve(briefing, ends)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,9 +75,12 @@ def send(sock: socket.socket, message: Mapping[str, Any], fds: Sequence[int] = (
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """The next message and its descriptors, or None at the end. Raises WireError."""
     try:
-        data, fds, flags, _ = socket.recv_fds(sock, MESSAGE_BYTES + 1, MESSAGE_FDS, socket.MSG_CMSG_CLOEXEC)
+        # Not socket.recv_fds: that of Python 3.11 drops its flags, and runtimes we start would inherit the descriptors.
+        room = socket.CMSG_LEN(MESSAGE_FDS * array("i").itemsize)
+        data, ancillary, flags, _ = sock.recvmsg(MESSAGE_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None
+    fds = _descriptors(ancillary)
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(data) > MESSAGE_BYTES:
         close_all(fds)
         raise WireError("a message or its descriptors are too long")
@@ -88,6 +92,14 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     except WireError:
         close_all(fds)
         raise
+
+
+def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    found = array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(content[: len(content) - len(content) % found.itemsize])
+    return found.tolist()
 
 
 def close_all(fds: Sequence[int]) -> None:

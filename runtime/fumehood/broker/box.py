@@ -37,6 +37,7 @@ _READY_DEADLINE_S = 5.0
 _QUIET_DEADLINE_S = 2.0
 _KILL_GRACE_S = 0.15
 _SHM_BYTES = 64 * 2**20
+_NULL = os.makedev(1, 3)
 # Per user namespace, set from outside before anything of the image runs (rule 14). Everything that nests is off.
 _CEILINGS = (
     "max_user_namespaces", "max_pid_namespaces", "max_mnt_namespaces", "max_net_namespaces", "max_uts_namespaces",
@@ -131,10 +132,9 @@ class Box:
             self._check_alive()
             launched, spec = self._up()
             message = protocol.start_message(argv, env)
-            for fd in stdio:
+            for fd in [fd for fd in stdio if _is_pipe(fd)]:
                 # /dev/stdout is opened anew by many programs: the pipe must belong to the tool's uid.
-                with contextlib.suppress(PermissionError):
-                    os.fchown(fd, spec.host_uid, spec.host_uid)
+                os.fchown(fd, spec.host_uid, spec.host_uid)
             control.send(launched.control, message, stdio)
             tool = self._expect("H", _READY_DEADLINE_S)
             pidfd = processes.verified_pidfd(tool, launched.group.holds, "the held tool")
@@ -300,6 +300,7 @@ class Box:
         binding = self._binding
         mode = binding.workspace if binding is not None else WorkspaceMode.NONE
         places = {WorkspaceMode.NONE: None, WorkspaceMode.RO: "ro"}
+        kinds = {WorkspaceMode.SCRATCH: "tmpfs", WorkspaceMode.DIRECT: None}
         return readback.Expected(
             uid=spec.host_uid,
             gid=spec.host_uid,
@@ -311,6 +312,7 @@ class Box:
             cpu_quota_us=max(1000, round(spec.frame.cpu * 100_000)),
             open_files=spec.frame.open_files,
             workspace=places.get(mode, "rw"),
+            workspace_kind=kinds.get(mode, "overlay"),
             mounts=tuple(mount.name for mount in binding.mounts) if binding is not None else (),
         )
 
@@ -361,6 +363,20 @@ class Box:
         if self._launched is None or self._spec is None:
             raise Refused(Deny(reason=Reason.BAD_REQUEST, rule="broker", detail="the box was not made"))
         return self._launched, self._spec
+
+
+def _is_pipe(fd: int) -> bool:
+    """True for an anonymous pipe, False for /dev/null; anything else is refused.
+
+    A worker that was taken over passed a file of root's as a stream, and the chown made it the box's. A directory would lead
+    out of the box, a terminal could be typed into.
+    """
+    found = os.fstat(fd)
+    if stat.S_ISFIFO(found.st_mode) and str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("pipe:"):
+        return True
+    if stat.S_ISCHR(found.st_mode) and found.st_rdev == _NULL:
+        return False
+    raise Refused(Deny(reason=Reason.BAD_REQUEST, rule="broker.streams", detail="a stream is neither a pipe nor /dev/null"))
 
 
 def _set_oom_score(pid: int, score: int) -> None:

@@ -15,6 +15,7 @@ that a crash cut short is compiled again, never installed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -118,6 +119,7 @@ GUARDED: dict[str, tuple[tuple[Guard, ...], ...]] = {
 }
 
 
+@functools.lru_cache(maxsize=64)
 def check_floor(policy: SeccompPolicy) -> Deny | None:
     """The refusal of a policy that no box may have, or None."""
     if policy.default_errno is None or not 1 <= policy.default_errno < 4096:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import os
 import shutil
@@ -48,7 +47,6 @@ class Host:
     helper: Path
     init_digest: str
     inotify_share: int
-    lock: int
     idmaps: IdMaps
     engines: dict[str, Engine] = field(default_factory=dict)
 
@@ -151,11 +149,8 @@ def find_runtime(name: str | None, configured: Mapping[str, str]) -> Path:
 
 
 def open_host(settings: Settings) -> Host:
-    """Take the runtime's lock and set up what every box needs. Raises FumehoodError or OSError."""
+    """Set up what every box needs. The runtime's folder and lock are held since the fork. Raises FumehoodError or OSError."""
     folder = settings.state.run / settings.runtime_id
-    folder.mkdir(mode=0o711)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     init, init_digest = _install(settings.state.bin, "init")
     helper, _ = _install(settings.state.bin, "enter")
     _own_mount_namespace()
@@ -177,7 +172,6 @@ def open_host(settings: Settings) -> Host:
         helper=helper,
         init_digest=init_digest,
         inotify_share=share,
-        lock=lock,
         idmaps=IdMaps(),
     )
 
@@ -191,6 +185,8 @@ def close_host(host: Host) -> None:
         mounting.detach(str(host.folder / "private" / "dev"))
         mounting.detach(str(host.folder / "private"))
         mounting.detach(str(host.folder / "cgroup2"))
+    if host.ids.of_runtime(host.settings.runtime_id):
+        return  # a box that was not verifiably removed holds its range: the next start sweeps this folder
     shutil.rmtree(host.folder, ignore_errors=True)
 
 

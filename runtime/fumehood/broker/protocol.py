@@ -50,7 +50,10 @@ def start_message(argv: Sequence[str], env: Mapping[str, str]) -> bytes:
     strings = [*argv, *(f"{name}={value}" for name, value in env.items())]
     if not argv or len(strings) > STRINGS_MAX or any("\0" in text for text in strings):
         raise BoxFailed(Reason.BAD_REQUEST, "the command needs 1 to 16384 arguments and variables without NUL")
-    body = b"".join(text.encode("utf-8", "surrogateescape") + b"\0" for text in strings)
+    try:
+        body = b"".join(text.encode("utf-8", "surrogateescape") + b"\0" for text in strings)
+    except UnicodeEncodeError as error:
+        raise BoxFailed(Reason.BAD_REQUEST, "the command holds text that stands for no bytes") from error
     if len(body) + 9 >= MESSAGE_BYTES:
         raise BoxFailed(
             Reason.BAD_REQUEST, f"the command line has {len(body)} bytes, at most {MESSAGE_BYTES - 10} fit",

@@ -17,6 +17,7 @@ from typing import Any
 
 from fumehood.broker import processes
 from fumehood.broker.cgroups import Group
+from fumehood.broker.engines import MASKED, READ_ONLY
 
 NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user")
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -24,7 +25,10 @@ _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """The plan's side of the comparison. `workspace` and `mounts` tell which places are mounted, and `rw` or `ro`."""
+    """The plan's side of the comparison. `workspace` and `mounts` tell which places are mounted, and `rw` or `ro`.
+
+    `workspace_kind` is the file system there; None for `direct`, which is the host's own.
+    """
 
     uid: int
     gid: int
@@ -36,6 +40,7 @@ class Expected:
     cpu_quota_us: int
     open_files: int
     workspace: str | None
+    workspace_kind: str | None
     mounts: tuple[str, ...]
 
 
@@ -115,19 +120,20 @@ def judge(expected: Expected, found: Mapping[str, Any]) -> list[str]:
 def judge_mounts(expected: Expected, mounts: list[dict[str, Any]]) -> list[str]:
     """Compare the mount table with the only one a box may have."""
     wrong: list[str] = []
-    needed: dict[str, set[str]] = {
-        "/": {"ro"},
-        "/proc": {"nosuid", "nodev", "noexec"},
-        "/proc/sys": {"ro"},
-        "/dev": {"ro", "nosuid", "noexec"},
-        "/dev/shm": {"rw", "nosuid", "nodev"},  # noqa: S108 - a place inside the box
-        "/tmp": {"rw", "nosuid", "nodev"},  # noqa: S108 - a place inside the box
+    # The file system's kind beside its flags: a host directory in /tmp's place may well have the flags of ours.
+    needed: dict[str, tuple[str | None, set[str]]] = {
+        "/": (None, {"ro"}),
+        "/proc": ("proc", {"nosuid", "nodev", "noexec"}),
+        "/proc/sys": ("proc", {"ro"}),
+        "/dev": ("tmpfs", {"ro", "nosuid", "noexec"}),
+        "/dev/shm": ("tmpfs", {"rw", "nosuid", "nodev"}),  # noqa: S108 - a place inside the box
+        "/tmp": ("tmpfs", {"rw", "nosuid", "nodev"}),  # noqa: S108 - a place inside the box
     }
     if expected.workspace is not None:
-        needed["/workspace"] = {expected.workspace, "nosuid", "nodev"}
+        needed["/workspace"] = (expected.workspace_kind, {expected.workspace, "nosuid", "nodev"})
     if expected.mounts:
-        needed["/mnt"] = {"ro", "nosuid", "nodev"}
-    needed.update({f"/mnt/{name}": {"ro", "nosuid", "nodev"} for name in expected.mounts})
+        needed["/mnt"] = ("tmpfs", {"ro", "nosuid", "nodev"})
+    needed.update({f"/mnt/{name}": ("overlay", {"ro", "nosuid", "nodev"}) for name in expected.mounts})
     seen: set[str] = set()
     for mount in mounts:
         place, flags = mount["place"], set(mount["flags"])
@@ -135,17 +141,26 @@ def judge_mounts(expected: Expected, mounts: list[dict[str, Any]]) -> list[str]:
             if place in seen:
                 wrong.append(f"{place} is mounted twice")
             seen.add(place)
-            if not needed[place] <= flags:
-                wrong.append(f"{place} lacks {', '.join(sorted(needed[place] - flags))}")
-        elif not (place.startswith("/proc/") and _is_mask(mount)):
+            kind, planned = needed[place]
+            if kind not in {None, mount["kind"]}:
+                wrong.append(f"{place} is {mount['kind']}, planned {kind}")
+            if not planned <= flags:
+                wrong.append(f"{place} lacks {', '.join(sorted(planned - flags))}")
+        elif not _is_mask(mount):
             wrong.append(f"unplanned mount at {place} ({mount['kind']})")
     wrong.extend(f"{place} is not mounted" for place in needed if place not in seen)
     return wrong
 
 
 def _is_mask(mount: Mapping[str, Any]) -> bool:
-    """A mask below /proc: read-only proc, an empty read-only tmpfs, or /dev/null itself."""
-    return "ro" in mount["flags"] or (mount["kind"] in {"devtmpfs", "tmpfs"} and mount["root"] == "/null")
+    """A mask of ours below /proc: proc itself made read-only, an empty read-only tmpfs, or /dev/null."""
+    if mount["place"] in READ_ONLY:
+        return mount["kind"] == "proc" and mount["root"] == mount["place"].removeprefix("/proc") and "ro" in mount["flags"]
+    if mount["place"] not in MASKED:
+        return False
+    if mount["root"] == "/null":
+        return mount["kind"] in {"devtmpfs", "tmpfs"}
+    return mount["kind"] == "tmpfs" and mount["root"] == "/" and "ro" in mount["flags"]
 
 
 def parse_mounts(mountinfo: str) -> list[dict[str, Any]]:

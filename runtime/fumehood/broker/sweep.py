@@ -60,19 +60,24 @@ def _sweep_runtime(host: Host, folder: Path, ledger: socket.socket) -> None:
     facts: dict[str, dict[str, Any]] = {row["task"]: {"swept_by": host.settings.runtime_id} for row in tasks}
     for task in cgroups.remove_tree(host.trees, runtime_id):
         facts.setdefault(task, {})["cgroup_removed"] = True
-    _sweep_containers(host, folder, {row["task"] for row in tasks}, facts)
+    swept = _sweep_containers(host, folder, ledger, facts)
+    for row in tasks:
+        _close_lost(ledger, row["task"], facts[row["task"]])
+    if not swept:
+        return  # the folder's notes and the id ranges stay for a start at which the engine answers
     for slot in host.ids.of_runtime(runtime_id):
         host.ids.give_back(slot)
     shutil.rmtree(folder, ignore_errors=True)
-    for row in tasks:
-        _close_lost(ledger, row["task"], facts[row["task"]])
 
 
-def _sweep_containers(host: Host, folder: Path, tasks: set[str], facts: dict[str, dict[str, Any]]) -> None:
-    """Remove the dead runtime's containers: each must have its record, its name, both labels and its noted id."""
+def _sweep_containers(host: Host, folder: Path, ledger: socket.socket, facts: dict[str, dict[str, Any]]) -> bool:
+    """Remove the dead runtime's containers: each must have its record, its name, both labels and its noted id.
+
+    The record may be closed already: a worker that outlives its broker closes it. False when the engine could not be asked.
+    """
     control = folder / "control"
     if not control.is_dir() or not any(control.iterdir()):
-        return
+        return True
     from docker.errors import DockerException
 
     from fumehood.broker.engines import docker as engine
@@ -81,15 +86,29 @@ def _sweep_containers(host: Host, folder: Path, tasks: set[str], facts: dict[str
         api = engine.connect(host.settings.docker_host)
         listed = api.containers(all=True, filters={"label": f"{PREFIX}={folder.name}"})
     except (FumehoodError, DockerException, OSError):
-        return
+        return False
+    removed = True
     for container in listed:
-        task = container["Labels"].get(f"{PREFIX}.task")
-        if task not in tasks or f"/{PREFIX}-{task}" not in container["Names"]:
+        task = container["Labels"].get(f"{PREFIX}.task", "")
+        if f"/{PREFIX}-{task}" not in container["Names"] or _runtime_of(ledger, task) != folder.name:
             continue
         noted = control / f"{task}.id"
         if noted.exists() and noted.read_text() != container["Id"]:
             continue
-        facts[task]["container_removed"] = engine.remove_container(api, container["Id"])
+        gone = engine.remove_container(api, container["Id"])
+        facts.setdefault(task, {})["container_removed"] = gone
+        removed = removed and gone
+    return removed
+
+
+def _runtime_of(ledger: socket.socket, task: str) -> str | None:
+    """Whose task this is, by the ledger's word; None when it knows no such task. A prefix of an id names none."""
+    try:
+        result, _ = wire.request(ledger, "task", {"task": task})
+    except (FumehoodError, wire.WireError, OSError):
+        return None
+    record: Mapping[str, Any] = result["record"]
+    return str(record["runtime_id"]) if record["task"] == task else None
 
 
 def _open_tasks(ledger: socket.socket, runtime_id: str) -> list[Mapping[str, Any]] | None:

@@ -139,7 +139,7 @@ def load_profile(name: str, settings: Settings, engine: str | None, workspace: P
             remedy="Keep profiles outside the directories that boxes write to.",
         )  # fmt: skip
     folders = profile.search_folders(settings.profile_folders, os.environ)
-    loaded = profile.load(name, folders, settings.caller_uid)
+    loaded = profile.load(name, folders, settings.caller_uid, kept=settings.state.profiles)
     chosen = engine or loaded.engine or settings.engine
     return replace(loaded, engine=chosen)
 

@@ -49,7 +49,8 @@ class Box:
     async def wait(self) -> Exited:
         """Wait for the end of the tool and of everything it left running."""
         ended = await self._broker.wait(self._task)
-        await self._log.event(Event.EXIT, exit_code=ended.exit_code, signal=ended.signal, killed=ended.killed, usage=asdict(ended.usage))
+        status = {"exit_code": ended.exit_code, "signal": ended.signal, "killed": ended.killed}
+        await self._log.event(Event.EXIT, **status, usage=asdict(ended.usage))
         return ended
 
     async def kill(self, reason: Reason) -> None:

@@ -19,6 +19,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ class DockerEngine:
         os.link(self._init, live.folder / "init")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with listener:
-            listener.bind(str(live.folder / "s"))
+            _bind(listener, live.folder)
             (live.folder / "s").chmod(0o666)  # its folder is reachable by root alone, and by this one box
             listener.listen(1)
             try:
@@ -183,6 +184,15 @@ class DockerEngine:
         return control, pid
 
 
+def _bind(listener: socket.socket, folder: Path) -> None:
+    """Name the socket through a descriptor of its folder: sun_path has 108 bytes, and a state folder may lie deep."""
+    directory = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listener.bind(f"/proc/self/fd/{directory}/s")
+    finally:
+        os.close(directory)
+
+
 def connect(url: str) -> docker.APIClient:
     """A client of a local engine. Raises BoxFailed(ENGINE_UNAVAILABLE) for a remote one or one that does not answer."""
     if not url.startswith("unix://"):
@@ -200,7 +210,13 @@ def remove_container(api: docker.APIClient, container: str) -> bool:
     """Remove by id or name, with volumes; True when the engine no longer knows it."""
     try:
         with contextlib.suppress(NotFound):
-            api.remove_container(container, force=True, v=True)
+            try:
+                api.remove_container(container, force=True, v=True)
+            except APIError as error:
+                if error.status_code != HTTPStatus.CONFLICT:
+                    raise
+                # Somebody else is removing it at this moment.
+                api.wait(container, timeout=_GONE_DEADLINE_S, condition="removed")
     except (APIError, DockerException, OSError):
         return False
     return True
