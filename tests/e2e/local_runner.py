@@ -61,7 +61,7 @@ class FakeSpine:
     ) -> Outcome:
         limits = call.profile.limits
         pipes = execution._Pipes(stdin=True)
-        process = subprocess.Popen(  # noqa: ASYNC220 - a few milliseconds, in a test
+        process = subprocess.Popen(
             argv, stdin=pipes.box_in, stdout=pipes.box_out, stderr=subprocess.DEVNULL, start_new_session=True
         )
         pipes.close_box_ends()

@@ -116,12 +116,12 @@ def test_size_and_text_are_bounded(file: Path) -> None:
 
 
 def test_no_descriptor_is_left_open(file: Path) -> None:
-    before = os.listdir("/proc/self/fd")  # noqa: PTH208
+    before = os.listdir("/proc/self/fd")
     read_trusted(file, os.getuid())
     list_trusted(file.parent, os.getuid())
     file.chmod(0o666)
     refused(file)
-    assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 @pytest.mark.parametrize(
@@ -135,5 +135,5 @@ def test_no_descriptor_is_left_open(file: Path) -> None:
         ("/w/./a", "/w/", True),
     ],
 )
-def test_inside(path: str, folder: str, is_inside: bool) -> None:  # noqa: FBT001 - a column of the table
+def test_inside(path: str, folder: str, is_inside: bool) -> None:
     assert inside(path, folder) is is_inside

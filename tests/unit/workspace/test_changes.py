@@ -30,7 +30,7 @@ from fumehood.broker.changes import changes, leads_out
         ("x", "a/../../y", True),
     ],
 )
-def test_a_link_may_stay_and_not_lead_out(path: str, target: str, out: bool) -> None:  # noqa: FBT001 - a table
+def test_a_link_may_stay_and_not_lead_out(path: str, target: str, out: bool) -> None:
     assert (leads_out(path, target) is not None) is out
 
 

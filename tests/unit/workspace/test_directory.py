@@ -28,7 +28,7 @@ def test_the_hosts_own_directories_are_refused(path: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "allowed"), [("/srv/a", True), ("/srv", True), ("/srv2", False), ("/home", False)])
-def test_roots_are_whole_names(path: str, allowed: bool) -> None:  # noqa: FBT001 - a table
+def test_roots_are_whole_names(path: str, allowed: bool) -> None:
     if allowed:
         refuse_path(path, ("/srv/",), STATE)
     else:

@@ -37,7 +37,7 @@ from fumehood.broker.protect import DEFAULT, first_protected, protected
         ("/", "a", False, False),
     ],
 )
-def test_a_pattern_protects_what_it_names(pattern: str, path: str, directory: bool, expected: bool) -> None:  # noqa: FBT001 - a table
+def test_a_pattern_protects_what_it_names(pattern: str, path: str, directory: bool, expected: bool) -> None:
     assert protected([pattern], path, directory=directory) is expected
 
 

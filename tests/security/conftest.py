@@ -1,0 +1,46 @@
+"""Fixtures of the tests that attack real boxes: the engines, the session's lab, and the check that nothing is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from lab import FUMEHOOD, STORE, Lab, close_lab, docker_answers, open_lab
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: real boxes")
+    if not FUMEHOOD.exists() or not (STORE / "names" / "python").exists():
+        pytest.skip("needs ./scripts/setup: the command and the image `python`")
+    made = open_lab()
+    try:
+        yield made
+    finally:
+        close_lab(made)
+
+
+@pytest.fixture(scope="session")
+def has_docker() -> bool:
+    return docker_answers()
+
+
+@pytest.fixture(scope="module", params=["oci", "docker"])
+def engine(request: pytest.FixtureRequest, lab: Lab, has_docker: bool) -> str:  # noqa: ARG001 - root comes first
+    name: str = request.param
+    if name == "docker" and not has_docker:
+        pytest.skip("no Docker engine answers")
+    if name == "oci" and not (shutil.which("crun") or shutil.which("runc")):
+        pytest.skip("no OCI runtime is installed")
+    return name
+
+
+@pytest.fixture
+def nothing_left(lab: Lab) -> Iterator[None]:
+    """After the test nothing of any runtime of ours is left on the host."""
+    yield
+    assert lab.left() == []
