@@ -75,7 +75,7 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import hides what it names"
             if node.module == "fumehood":
-                yield from (f"fumehood.{alias.name}" for alias in node.names)
+                yield from (f"fumehood.{alias.name}" for alias in node.names if alias.name != "__version__")
             else:
                 yield node.module or ""
 
