@@ -53,6 +53,7 @@ def gateway(
         raise FumehoodError(Reason.BAD_REQUEST, f"--engine {engine}: expected docker or oci")
     settings = launch.settings(config)
     directory = open_workspace(workspace)
+    settings = launch.with_workspace(settings, directory)
     path = None if workspace is None else str(workspace.absolute())
     with launch.started(settings, partial(load_profile, profile, settings, engine, workspace)) as processes:
         import anyio

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fumehood.profile.loader import check_mounts, load, load_seccomp, search_folders, shipped_folder
+    from fumehood.profile.loader import load, load_seccomp, search_folders, shipped_folder
     from fumehood.safe_files import inside
 
-__all__ = ["check_mounts", "inside", "load", "load_seccomp", "search_folders", "shipped_folder"]
+__all__ = ["inside", "load", "load_seccomp", "search_folders", "shipped_folder"]
 
 
 def __getattr__(name: str) -> Any:

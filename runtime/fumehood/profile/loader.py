@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fumehood.faults import Refused
-from fumehood.model import Deny, Profile, ReadOnlyMount, SeccompPolicy
+from fumehood.model import Deny, Profile, SeccompPolicy
 from fumehood.profile.files import NAME_PATTERN, SECCOMP, Files, is_path, names_in, search_folders, shipped_folder
 from fumehood.profile.kept import keep, recall
 from fumehood.profile.problems import Problem, Problems, nearest
 from fumehood.profile.source import Source, parse
 from fumehood.reasons import Reason
-from fumehood.safe_files import inside
 
 if TYPE_CHECKING:
     from fumehood.profile.documents import ProfileDocument
     from fumehood.profile.seccomp import SeccompDocument
 
 __all__ = [
-    "Loaded", "check_mounts", "is_path", "load", "load_fully", "load_seccomp", "names_in", "search_folders",
+    "Loaded", "is_path", "load", "load_fully", "load_seccomp", "names_in", "search_folders",
     "shipped_folder",
 ]  # fmt: skip
 
@@ -68,20 +67,6 @@ def load_fully(name_or_path: str, folders: Sequence[Path], uid: int) -> Loaded:
 def load_seccomp(name: str, folders: Sequence[Path], uid: int) -> SeccompPolicy:
     """A seccomp file by name. Raises Refused with PROFILE_UNKNOWN, and Problems."""
     return _load_seccomp(name, Files(folders, uid))
-
-
-def check_mounts(mounts: Sequence[ReadOnlyMount], roots: Sequence[str]) -> Deny | None:
-    """The refusal of a mount outside the allowed roots. Textual: the broker checks what it opens."""
-    for mount in mounts:
-        if not any(inside(mount.source, root) for root in roots):
-            allowed = ", ".join(roots) or "none"
-            return Deny(
-                reason=Reason.WORKSPACE_NOT_ALLOWED,
-                rule="profile.mounts",
-                detail=f"{mount.source} is below no allowed mount root ({allowed})",
-                remedy="Add its root to `mount_roots` in fumehood.yaml if that is right.",
-            )
-    return None
 
 
 def _load(name_or_path: str, files: Files) -> Loaded:

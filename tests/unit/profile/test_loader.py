@@ -246,15 +246,6 @@ def test_the_digest_is_of_the_meaning(shelf: Any) -> None:
     assert first == second != third
 
 
-def test_mounts_stay_below_the_allowed_roots() -> None:
-    mounts = (ReadOnlyMount(source="/srv/data/x", name="x"),)
-    assert loader.check_mounts(mounts, ("/srv/data",)) is None
-    for roots in ((), ("/srv/dat",), ("/srv/data/x/y",)):
-        denied = loader.check_mounts(mounts, roots)
-        assert denied is not None
-        assert denied.reason is Reason.WORKSPACE_NOT_ALLOWED
-
-
 def test_folders_in_order() -> None:
     found = loader.search_folders(("/opt/p",), {"HOME": "/home/a"})
     assert found[:3] == (Path("/opt/p"), Path("/home/a/.config/fumehood/profiles"), Path("/etc/fumehood/profiles"))
