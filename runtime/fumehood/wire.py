@@ -114,7 +114,7 @@ def reply_of_error(error: Exception) -> dict[str, Any]:
         deny = error.deny
         return {"deny": {"reason": deny.reason.value, "rule": deny.rule, "detail": deny.detail, "remedy": deny.remedy}}
     if isinstance(error, FumehoodError):
-        return {"fault": {"reason": error.reason.value, "detail": error.detail, "kind": type(error).__name__}}
+        return {"fault": {"reason": error.reason.value, "detail": error.detail, "remedy": error.remedy, "kind": type(error).__name__}}
     return {"fault": {"reason": Reason.INTERNAL.value, "detail": f"{type(error).__name__}: {error}", "kind": ""}}
 
 
@@ -129,7 +129,7 @@ def result_of_reply(reply: Mapping[str, Any]) -> Any:
     if not isinstance(fault, dict):
         raise WireError("a reply without a result")
     kind = LedgerGone if fault.get("kind") == LedgerGone.__name__ else BoxFailed
-    raise kind(Reason(fault["reason"]), fault["detail"])
+    raise kind(Reason(fault["reason"]), fault["detail"], remedy=fault.get("remedy"))
 
 
 def request(sock: socket.socket, verb: str, args: Mapping[str, Any], fds: Sequence[int] = ()) -> tuple[Any, list[int]]:

@@ -19,6 +19,7 @@ from typing import Any
 from fumehood.broker import cgroups, mounting, risks
 from fumehood.broker.devices import make_devices
 from fumehood.broker.engines import Engine
+from fumehood.broker.engines.docker_facts import engine_facts
 from fumehood.broker.engines.oci import OciEngine
 from fumehood.broker.idmaps import IdMaps
 from fumehood.broker.ids import IdPool
@@ -49,6 +50,7 @@ class Host:
     inotify_share: int
     idmaps: IdMaps
     engines: dict[str, Engine] = field(default_factory=dict)
+    docker_risks: Mapping[str, str] | None = None
 
     def box_folder(self, task: str) -> Path:
         """A new folder for one box, in the private mount namespace."""
@@ -62,41 +64,51 @@ class Host:
 
     def engine_for(self, frame: Frame) -> Engine:
         """The engine that the profile names, or the first that can: docker when one answers, else oci."""
-        if frame.engine is not None:
-            engine = self._engine(frame.engine, frame.runtime)
-            self._check(engine, frame)
-            return engine
-        try:
-            engine = self._engine("docker", None)
-            self._check(engine, frame)
-        except (BoxFailed, Refused):
-            engine = self._engine("oci", frame.runtime)
-            self._check(engine, frame)
+        if frame.engine == "docker" or (frame.engine is None and self._docker_serves(frame)):
+            self._check_docker(frame)
+            return self._engine("docker", None)
+        engine = self._engine("oci", frame.runtime)
+        self._check_risks(engine.name, engine.risks(), frame)
         return engine
 
-    def _check(self, engine: Engine, frame: Frame) -> None:
-        if frame.user_namespace is UserNamespace.ALWAYS and not engine.user_namespace:
+    def _docker_serves(self, frame: Frame) -> bool:
+        try:
+            self._check_docker(frame)
+        except (BoxFailed, Refused):
+            return False
+        return True
+
+    def _check_docker(self, frame: Frame) -> None:
+        """Refuse what the Docker engine cannot give this frame, before anything of it is imported."""
+        if frame.user_namespace is UserNamespace.ALWAYS:
             raise Refused(
                 Deny(
                     reason=Reason.UNENFORCEABLE, rule="profile.user_namespace",
-                    detail=f"the {engine.name} engine gives no user namespace of its own",
-                    remedy="Use engine: oci.",
+                    detail="the docker engine gives no user namespace of its own", remedy="Use engine: oci.",
                 )
             )  # fmt: skip
-        if engine.name == "docker" and frame.docker_image is None:
+        self._check_risks("docker", self._docker_risks(), frame)
+        if frame.docker_image is None:
             raise BoxFailed(
                 Reason.IMAGE_MISSING, "the image is not in the Docker engine",
                 remedy="Run `fumehood image build` again while the engine answers.",
             )  # fmt: skip
-        open_risks = {name: text for name, text in engine.risks().items() if name not in self.accepted(frame)}
+
+    def _check_risks(self, engine: str, risks: Mapping[str, str], frame: Frame) -> None:
+        open_risks = {name: text for name, text in risks.items() if name not in self.accepted(frame)}
         if open_risks:
             listed = "; ".join(f"{name}: {text}" for name, text in open_risks.items())
             raise Refused(
                 Deny(
-                    reason=Reason.RISK_NOT_ACCEPTED, rule="security.17", detail=f"engine {engine.name}: {listed}",
+                    reason=Reason.RISK_NOT_ACCEPTED, rule="security.17", detail=f"engine {engine}: {listed}",
                     remedy=f"Upgrade it, use engine: oci with crun, or name {', '.join(open_risks)} in `accept_risk`.",
                 )
             )  # fmt: skip
+
+    def _docker_risks(self) -> Mapping[str, str]:
+        if self.docker_risks is None:
+            self.docker_risks = risks.of_docker(engine_facts(self.settings.docker_host))
+        return self.docker_risks
 
     def _engine(self, name: str, runtime: str | None) -> Engine:
         key = name if runtime is None else f"{name}:{runtime}"
@@ -120,21 +132,17 @@ class Host:
         )  # fmt: skip
 
     def _make_docker(self) -> Engine:
-        url = self.settings.docker_host
-        if url.startswith("unix://") and not Path(url.removeprefix("unix://")).exists():
-            raise BoxFailed(Reason.ENGINE_UNAVAILABLE, f"no Docker engine answers at {url}")
+        known = self._docker_risks()
         try:
             from fumehood.broker.engines import docker as engine
         except ModuleNotFoundError as error:
             raise BoxFailed(
                 Reason.ENGINE_UNAVAILABLE, "the docker package is not installed", remedy="Install fumehood[docker]."
             ) from error
-
-        facts = engine.engine_facts(engine.connect(url))
         folder = self.folder / "control"
         folder.mkdir(mode=0o700, exist_ok=True)
         return engine.DockerEngine(
-            url=url, trees=self.trees, init=self.init, folder=folder, risks=risks.of_docker(facts)
+            url=self.settings.docker_host, trees=self.trees, init=self.init, folder=folder, risks=known
         )
 
 

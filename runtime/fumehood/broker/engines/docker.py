@@ -30,6 +30,7 @@ from fumehood.broker import processes
 from fumehood.broker.cgroups import Group, Trees
 from fumehood.broker.control import receive_report
 from fumehood.broker.engines import HOSTNAME, INIT_FOLDER, MASKED, READ_ONLY, UP_DEADLINE_S, Launched, Spec
+from fumehood.broker.engines.docker_facts import local_socket
 from fumehood.faults import BoxFailed
 from fumehood.reasons import Reason
 from fumehood.state import PREFIX
@@ -195,11 +196,7 @@ def _bind(listener: socket.socket, folder: Path) -> None:
 
 def connect(url: str) -> docker.APIClient:
     """A client of a local engine. Raises BoxFailed(ENGINE_UNAVAILABLE) for a remote one or one that does not answer."""
-    if not url.startswith("unix://"):
-        raise BoxFailed(
-            Reason.ENGINE_UNAVAILABLE, f"the Docker engine at {url} is not on this host, so its boxes cannot be checked",
-            remedy="Unset DOCKER_HOST or use engine: oci.",
-        )  # fmt: skip
+    local_socket(url)
     try:
         return docker.APIClient(base_url=url, version="1.41", timeout=60)
     except DockerException as error:
@@ -232,27 +229,3 @@ def _is_init_in(pid: int, container_id: str) -> bool:
 def _words(error: Exception) -> str:
     explanation = getattr(error, "explanation", None)
     return " ".join(str(explanation or error).split())[:400]
-
-
-def engine_facts(api: docker.APIClient) -> dict[str, str]:
-    """Version, default runtime and its revision. Raises BoxFailed for an engine that is not on this kernel."""
-    try:
-        info, version = api.info(), api.version()
-    except (APIError, DockerException, OSError) as error:
-        raise BoxFailed(Reason.ENGINE_UNAVAILABLE, f"docker: {_words(error)}") from error
-    if "docker desktop" in str(info.get("OperatingSystem", "")).lower():
-        raise BoxFailed(
-            Reason.ENGINE_UNAVAILABLE, "Docker Desktop runs its boxes in a virtual machine, where they cannot be checked",
-            remedy="Use engine: oci, or Docker's engine on this host.",
-        )  # fmt: skip
-    if any("name=userns" in option for option in info.get("SecurityOptions") or ()):
-        raise BoxFailed(
-            Reason.ENGINE_UNAVAILABLE, "this engine maps every container to one shared id range (userns-remap)",
-            remedy="Use engine: oci, which gives each box a range of its own.",
-        )  # fmt: skip
-    components = {part["Name"]: part for part in version.get("Components", [])}
-    return {
-        "version": str(version.get("Version")),
-        "default_runtime": str(info.get("DefaultRuntime")),
-        "runc": str(components.get("runc", {}).get("Version", "")),
-    }
