@@ -280,9 +280,8 @@ def test_the_record_holds_what_the_kernel_applied(lab: Lab, box: dict[str, Any])
     assert json.loads(record["teardown"])["clean"] is True
 
 
+@pytest.mark.parametrize("engine", ["oci"], indirect=True)
 def test_runc_gives_the_same_box_as_crun(lab: Lab, host: dict[str, Any], engine: str, box: dict[str, Any]) -> None:
-    if engine != "oci":
-        return
     if not (shutil.which("runc") and shutil.which("crun")):
         pytest.skip("needs both runtimes")
     told: dict[str, Any] = json.loads(probed(lab, engine, host, lab.profile("runc", "runtime: runc\n")).told)
