@@ -27,6 +27,7 @@ from fumehood import config, confine, wire
 from fumehood.faults import FumehoodError
 from fumehood.model import task_id
 from fumehood.reasons import Reason
+from fumehood.safe_files import inside
 from fumehood.settings import Settings
 from fumehood.state import PREFIX, VERSION, StateFolder, state_folder
 from fumehood.subids import subordinate_range
@@ -93,6 +94,7 @@ def settings(explicit_config: str | None = None, *, operator: bool = True) -> Se
         boxes=found.boxes,
         docker_host=found.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock",
         accept_risk=found.accept_risk,
+        config_file=found.file,
         profile_folders=found.profile_folders,
         runtimes=found.runtimes,
     )
@@ -103,9 +105,15 @@ def with_workspace(chosen: Settings, directory: int | None) -> Settings:
 
     The worker passes it on later, and a worker that was taken over would pass another. Where roots are configured they hold.
     """
+    given = None if directory is None else str(Path(f"/proc/self/fd/{directory}").readlink())
+    if given is not None and chosen.config_file is not None and inside(os.path.realpath(chosen.config_file), given):
+        raise FumehoodError(
+            Reason.CONFIG_UNSAFE, f"{chosen.config_file} lies inside the workspace, where a box could have written it",
+            remedy="Keep the configuration outside the directories that boxes write to.",
+        )  # fmt: skip
     if chosen.workspace_roots is not None:
         return chosen
-    only = () if directory is None else (str(Path(f"/proc/self/fd/{directory}").readlink()),)
+    only = () if given is None else (given,)
     return replace(chosen, workspace_roots=only)
 
 

@@ -28,5 +28,6 @@ class Settings:
     boxes: int
     docker_host: str
     accept_risk: tuple[str, ...] = ()
+    config_file: str | None = None
     profile_folders: tuple[str, ...] = ()
     runtimes: tuple[tuple[str, str], ...] = ()

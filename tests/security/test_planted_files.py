@@ -261,3 +261,13 @@ def test_an_image_whose_mount_point_is_a_link_is_refused(lab: Lab, link: str) ->
     assert done.status == 125
     assert "image_unsafe" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("front_door", ["run", "gateway"])
+def test_a_configuration_inside_the_workspace_is_refused_even_when_named(lab: Lab, front_door: str) -> None:
+    workspace = lab.workspace("configured")
+    (workspace / "fumehood.yaml").write_text("boxes: 2\n")
+    env = {**lab.env, "FUMEHOOD_CONFIG": str(workspace / "fumehood.yaml")}
+    done = lab.fumehood(front_door, "--profile", "python", "--workspace", str(workspace), "--", "true", env=env)
+    assert done.status == 125
+    assert "config_unsafe" in done.stderr

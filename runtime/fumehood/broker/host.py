@@ -22,7 +22,7 @@ from fumehood.broker.engines import Engine
 from fumehood.broker.engines.docker_facts import engine_facts
 from fumehood.broker.engines.oci import OciEngine
 from fumehood.broker.idmaps import IdMaps
-from fumehood.broker.ids import IdPool
+from fumehood.broker.ids import CLAIMS, IdPool
 from fumehood.broker.rootfs import RootStore
 from fumehood.faults import BoxFailed, Refused
 from fumehood.model import Deny, Frame, UserNamespace
@@ -169,6 +169,7 @@ def open_host(settings: Settings) -> Host:
     tmpfs = mounting.make_filesystem("tmpfs", [("mode", "711"), ("size", "64m")], 0)
     mounting.attach(tmpfs, str(private))
     os.close(tmpfs)
+    CLAIMS.mkdir(mode=0o700, parents=True, exist_ok=True)
     share = max(1, int(_MAX_INOTIFY.read_text()) // (2 * settings.boxes))
     return Host(
         settings=settings,

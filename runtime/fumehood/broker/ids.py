@@ -2,7 +2,8 @@
 
 Slot 0 owns the image store's files; a box takes a slot from 1 on. A slot is taken by creating `ids/<slot>` exclusively with the
 runtime's id in it, and given back by removing that file, which only happens after a verified teardown or by the sweeper:
-two live boxes over one range could signal each other (rule 14), so a crash must not free a slot by itself.
+two live boxes over one range could signal each other (rule 14), so a crash must not free a slot by itself. The range is the host's and
+state folders may be several, so each slot is claimed for the whole host as well, in a folder that a reboot empties.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fumehood.reasons import Reason
 
 RANGE = 65_536
 BOX_UID = 1000
+CLAIMS = Path("/run/fumehood/ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class IdPool:
     folder: Path
     start: int
     count: int
+    claims: Path = CLAIMS
 
     @property
     def image_base(self) -> int:
@@ -43,9 +46,14 @@ class IdPool:
         for step in range(slots - 1):
             slot = 1 + (first - 1 + step) % (slots - 1)
             try:
+                (self.claims / str(slot)).touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            try:
                 with (self.folder / str(slot)).open("x") as file:
                     file.write(runtime_id)
-            except FileExistsError:
+            except FileExistsError:  # a dead runtime's from before the reboot, not yet swept
+                (self.claims / str(slot)).unlink(missing_ok=True)
                 continue
             return slot
         raise FumehoodError(Reason.BUSY, f"all {slots - 1} id ranges are in use")
@@ -53,6 +61,7 @@ class IdPool:
     def give_back(self, slot: int) -> None:
         """Free a slot after its box is verifiably gone."""
         (self.folder / str(slot)).unlink(missing_ok=True)
+        (self.claims / str(slot)).unlink(missing_ok=True)
 
     def of_runtime(self, runtime_id: str) -> list[int]:
         """The slots a runtime holds."""

@@ -145,7 +145,7 @@ class LimitsDocument(Strict):
     memory: Annotated[int, *_size(2**23)] = Field(
         default=512 * 2**20, description="Memory with its page cache; no swap."
     )
-    pids: int = Field(default=128, ge=2, le=32768, description="Processes and threads, the box's init included.")
+    pids: int = Field(default=128, ge=2, le=32768, description="Processes and threads of the tool; the box's init is not counted.")
     wall: Annotated[float, *_duration(0.1)] = Field(default=60.0, description="Time from the request to the result.")
     idle: Annotated[float, *_duration(0.1)] | None = Field(
         default=None, description="Longest silence; null for no limit."

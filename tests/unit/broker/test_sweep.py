@@ -21,6 +21,7 @@ from fumehood.broker import sweep
 from fumehood.broker.cgroups import Trees
 from fumehood.broker.host import Host
 from fumehood.broker.ids import IdPool
+from fumehood.faults import FumehoodError
 
 ME, DEAD, ALIVE = "m" * 26, "d" * 26, "a" * 26
 
@@ -67,7 +68,9 @@ def host(tmp_path: Path) -> Host:
     chosen.state.ids.mkdir()
     made = object.__new__(Host)
     made.settings, made.trees = chosen, Trees({}, None, frozenset())
-    made.ids = IdPool(chosen.state.ids, 2**29, 65_536 * 8)
+    claims = chosen.state.root / "claims"
+    claims.mkdir()
+    made.ids = IdPool(chosen.state.ids, 2**29, 65_536 * 8, claims)
     runtime(made, ME)
     return made
 
@@ -151,9 +154,16 @@ def test_an_engine_that_does_not_answer_keeps_the_notes_and_the_id_ranges(host: 
 def test_id_ranges_are_never_given_twice_and_never_the_images(host: Host) -> None:
     taken = [host.ids.take(f"{number}") for number in range(7)]
     assert sorted(taken) == list(range(1, 8))
-    from fumehood.faults import FumehoodError
-
     with pytest.raises(FumehoodError, match="in use"):
         host.ids.take("one more")
     host.ids.give_back(3)
     assert host.ids.take("next") == 3
+
+
+def test_two_state_folders_never_hand_out_one_id_range(host: Host, tmp_path: Path) -> None:
+    other = IdPool(tmp_path, host.ids.start, host.ids.count, host.ids.claims)
+    first = {host.ids.take("a") for _ in range(3)}
+    second = {other.take("a") for _ in range(4)}
+    assert not first & second
+    with pytest.raises(FumehoodError, match="in use"):
+        other.take("a")

@@ -36,6 +36,7 @@ from fumehood.reasons import Reason
 from fumehood.state import PREFIX
 
 _GONE_DEADLINE_S = 5.0
+_ANSWER_S = 30
 _PEER = struct.Struct("=iii")
 
 
@@ -198,7 +199,7 @@ def connect(url: str) -> docker.APIClient:
     """A client of a local engine. Raises BoxFailed(ENGINE_UNAVAILABLE) for a remote one or one that does not answer."""
     local_socket(url)
     try:
-        return docker.APIClient(base_url=url, version="1.41", timeout=60)
+        return docker.APIClient(base_url=url, version="1.41", timeout=_ANSWER_S)
     except DockerException as error:
         raise BoxFailed(Reason.ENGINE_UNAVAILABLE, f"docker: {_words(error)}") from error
 
