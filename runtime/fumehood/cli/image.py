@@ -131,10 +131,11 @@ def remove_image(name: Annotated[str, typer.Argument(metavar="NAME|DIGEST")], *,
 @contextmanager
 def _workshop(*, engine: bool = True) -> Iterator[Workshop]:
     from fumehood.broker.docker_image import docker_images
-    from fumehood.image.workshop import workshop
+    from fumehood.image.workshop import refuse_without_root, workshop
 
-    docker = docker_images() if engine and os.geteuid() == 0 else None
-    if engine and docker is None and os.geteuid() == 0:
+    refuse_without_root()
+    docker = docker_images() if engine else None
+    if engine and docker is None:
         _say("no Docker engine answers: images are for the daemonless engine only")
     with workshop(_store_folder(), docker, _say) as shop:
         yield shop

@@ -169,15 +169,20 @@ class Workshop:
         return f"sha256:{digest.hexdigest()}"
 
 
-@contextmanager
-def workshop(folder: Path, engine: Engine | None, say: Say) -> Iterator[Workshop]:
-    """Become the only writer of the store at `folder`, waiting for another one to end."""
+def refuse_without_root() -> None:
+    """Raise FumehoodError(UNENFORCEABLE) for anybody but root."""
     if os.geteuid() != 0:
         raise FumehoodError(
             Reason.UNENFORCEABLE,
             "images are made by root, who alone can map ids for their files",
             remedy="Run it as root.",
         )
+
+
+@contextmanager
+def workshop(folder: Path, engine: Engine | None, say: Say) -> Iterator[Workshop]:
+    """Become the only writer of the store at `folder`, waiting for another one to end."""
+    refuse_without_root()
     folder.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     folder.mkdir(mode=0o755, exist_ok=True)
     closed = [above for above in folder.parents if not above.stat().st_mode & stat.S_IXOTH]
