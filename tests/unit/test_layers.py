@@ -27,7 +27,7 @@ ONLY_UNDER = {
     "pyroute2": {"broker"},
     "pyseccomp": {"broker"},
     "psutil": {"broker"},
-    "sqlalchemy": {"store", "ledger"},
+    "sqlalchemy": {"store"},
     "sqlite3": {"store"},
     "mcp": {"gateway"},
     "typer": {"cli"},

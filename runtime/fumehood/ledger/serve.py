@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection
-
 from fumehood import wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.ledger.requests import bad_request, checked
@@ -31,7 +29,7 @@ from fumehood.lifecycle import State
 from fumehood.model import Deny
 from fumehood.reasons import Reason
 from fumehood.store import queries, records
-from fumehood.store.database import Database, opened
+from fumehood.store.database import Connection, Database, opened
 
 # Of one socket at a time: a worker that floods us must not keep the broker's request waiting.
 BATCH = 128

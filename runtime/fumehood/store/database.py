@@ -26,6 +26,8 @@ from fumehood.reasons import Reason
 from fumehood.store.migrations import migrate
 from fumehood.store.reserve import Reserve
 
+__all__ = ["Connection", "Database", "opened"]  # the ledger's loop speaks of a connection and imports no SQLAlchemy
+
 FILE = "ledger.db"
 BUSY_MS = 4000
 _PRAGMAS = (
