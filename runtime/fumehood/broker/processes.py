@@ -64,6 +64,14 @@ def kill(pidfd: int) -> None:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
+def end(pidfd: int, timeout_s: float) -> bool:
+    """Kill, wait, and let go of the pidfd; False when the process was still there at the timeout."""
+    kill(pidfd)
+    ended = wait_ended(pidfd, timeout_s)
+    os.close(pidfd)
+    return ended
+
+
 def status_fields(pid: int) -> dict[str, str]:
     """/proc/PID/status as a mapping."""
     with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:

@@ -156,9 +156,7 @@ class DockerEngine:
             return {}
         facts: dict[str, Any] = {}
         if live.pidfd is not None:
-            processes.kill(live.pidfd)
-            facts["init_gone"] = processes.wait_ended(live.pidfd, _GONE_DEADLINE_S)
-            os.close(live.pidfd)
+            facts["init_gone"] = processes.end(live.pidfd, _GONE_DEADLINE_S)
         # A create whose answer was lost is found by its name.
         facts["container_removed"] = remove_container(self._api, live.container_id or spec.container)
         if live.group is not None:

@@ -134,9 +134,7 @@ class OciEngine:
             return {}
         facts: dict[str, Any] = {}
         if live.pidfd is not None:
-            processes.kill(live.pidfd)
-            facts["init_gone"] = processes.wait_ended(live.pidfd, _REMOVE_DEADLINE_S)
-            os.close(live.pidfd)
+            facts["init_gone"] = processes.end(live.pidfd, _REMOVE_DEADLINE_S)
         if live.runtime_pid is not None:
             facts["runtime_gone"] = _reap(live.runtime_pid, _REMOVE_DEADLINE_S)
         if live.group is not None:
