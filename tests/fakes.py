@@ -18,11 +18,13 @@ from fumehood.model import (
     Deny,
     Frame,
     Image,
+    Kind,
     Outcome,
     Profile,
     SeccompPolicy,
     Sender,
     ToolCall,
+    Usage,
     task_id,
 )
 from fumehood.ports import Exited, Ledger, Made, Ports, Settled
@@ -114,6 +116,12 @@ class NoBroker:
     async def kill(self, task: str, reason: Reason) -> None:
         raise _no_box(task, reason)
 
+    async def freeze(self, task: str, seconds: float) -> Usage:
+        raise _no_box(task, seconds)
+
+    async def thaw(self, task: str) -> None:
+        raise _no_box(task)
+
     async def put(self, task: str, source: int, path: str) -> None:
         raise _no_box(task, source, path)
 
@@ -156,6 +164,7 @@ def call(*, task: str | None = None, tool: str | None = "git_log", profile: str 
     return ToolCall(
         task=task or new_task(),
         tool=tool,
+        kind=Kind.COMMAND if tool is None else Kind.TOOL,
         arguments={"argv": ["python3", "-c", "pass"]} if tool is None else {},
         sender=Sender(uid=0, name="root"),
         profile=Profile(

@@ -50,6 +50,14 @@ class BrokerClient:
         """End the box's processes."""
         await self._ask("kill", {"task": task, "reason": reason.value})
 
+    async def freeze(self, task: str, seconds: float) -> Usage:
+        """Stop the box's processes where they stand."""
+        return Usage(**await self._ask("freeze", {"task": task, "seconds": seconds}))
+
+    async def thaw(self, task: str) -> None:
+        """Let them go on."""
+        await self._ask("thaw", {"task": task})
+
     async def put(self, task: str, source: int, path: str) -> None:
         """Copy a file into the workspace."""
         await self._ask("put", {"task": task, "path": path}, [source])

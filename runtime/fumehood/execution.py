@@ -1,24 +1,27 @@
 """Runs the work in the bound box, bounds what comes out, and says how it ended.
 
-`Work` is what happens inside: a `Command` (argument list, streams) or an `Exchange` (a conversation with a server over the box's
-streams). Output beyond its limit is read and thrown away, so that a chatty tool is not killed by a full pipe; at
-sixteen times the limit it is. The box's streams are pipes, never terminals.
+`Work` is what happens inside: a `Command` (argument list, streams), an `Exchange` (a conversation with a server over the
+box's streams), `Hosting` (a session's server, kept for others) or a `Visit` (a conversation with such a server). Output
+beyond its limit is read and thrown away, so that a chatty tool is not killed by a full pipe; at sixteen times the limit
+it is. The box's streams are pipes, never terminals.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import anyio
 
-from fumehood.faults import ExchangeFailed
-from fumehood.model import Outcome, Plan, Result
+from fumehood.faults import BoxFailed, ExchangeFailed
+from fumehood.model import Outcome, Plan, Result, Usage
 from fumehood.ports import Exited
 from fumehood.reasons import Reason
+from fumehood.residence import HeldBox, Residence, ServerStreams
 
 FLOOD_FACTOR = 16
 FRAME_SLACK_BYTES = 64 * 1024
@@ -33,16 +36,16 @@ ENVIRONMENT = {
 }
 
 
-class ServerStreams(Protocol):
-    """A server's stdin and stdout, a line a message."""
+class Parking(Protocol):
+    """The part of a conversation's box that waiting for a person needs."""
 
-    async def send(self, frame: bytes) -> None:
-        """Write one message; the newline is added."""
+    def parked(self, seconds: float) -> AbstractAsyncContextManager[None]:
+        """Let the box stand still for the body, at most so long: it is killed then."""
         ...
 
-    async def receive(self) -> bytes:
-        """The next line without its newline. Raises ExchangeFailed(SERVER_DIED | RESULT_TOO_LARGE)."""
-        ...
+
+class Streams(ServerStreams, Parking, Protocol):
+    """What a conversation has: a server's streams, and its box to park."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +68,30 @@ class Exchange:
     """A server started in the box and talked to; its first process is killed when `converse` has returned."""
 
     argv: tuple[str, ...]
-    converse: Callable[[ServerStreams], Awaitable[Any]]
+    converse: Callable[[Streams], Awaitable[Any]]
 
 
-Work = Command | Exchange
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """A server started in the box and kept there: `greet` opens the conversation, `residence` lets calls visit."""
+
+    argv: tuple[str, ...]
+    greet: Callable[[Streams], Awaitable[Any]]
+    residence: Residence
 
 
-class RunningBox(Protocol):
-    """The part of a box that running work needs."""
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A conversation with the server of the session that the call belongs to."""
+
+    converse: Callable[[Streams], Awaitable[Any]]
+
+
+Work = Command | Exchange | Hosting | Visit
+
+
+class RunningBox(HeldBox, Protocol):
+    """The part of a box of the call's own that running work needs."""
 
     async def start(self, argv: tuple[str, ...], env: Mapping[str, str], stdio: tuple[int, int, int]) -> None:
         """Start the tool."""
@@ -82,8 +101,12 @@ class RunningBox(Protocol):
         """Wait for its end."""
         ...
 
-    async def kill(self, reason: Reason) -> None:
-        """End it."""
+    async def park(self, seconds: float) -> None:
+        """Let it stand still while somebody is asked something."""
+        ...
+
+    async def resume(self) -> None:
+        """Let it go on."""
         ...
 
     async def put(self, source: int, path: str) -> None:
@@ -92,6 +115,36 @@ class RunningBox(Protocol):
 
     async def get(self, path: str, target: int) -> None:
         """Copy a file out of the workspace."""
+        ...
+
+
+@runtime_checkable
+class VisitedBox(Protocol):
+    """The part of a session's box that a visit needs."""
+
+    @property
+    def streams(self) -> ServerStreams:
+        """The server's."""
+        ...
+
+    async def enter(self) -> None:
+        """Let the server go on."""
+        ...
+
+    async def leave(self) -> Usage:
+        """Stop it; what the visit used."""
+        ...
+
+    async def park(self, seconds: float) -> None:
+        """Let it stand still while somebody is asked something."""
+        ...
+
+    async def resume(self) -> None:
+        """Let it go on."""
+        ...
+
+    async def kill(self, reason: Reason) -> None:
+        """End the session."""
         ...
 
 
@@ -149,12 +202,22 @@ def _close(pipes: _Pipes, name: str) -> None:
         os.close(fd)
 
 
-async def run(box: RunningBox, work: Work, plan: Plan) -> Outcome:
-    """Run the work to its end and describe it. Raises ExchangeFailed when a conversation went wrong by itself."""
+async def run(box: RunningBox | VisitedBox, work: Work, plan: Plan) -> Outcome:
+    """Run the work to its end and describe it. Raises BoxFailed when the box goes wrong."""
+    if isinstance(work, Visit):
+        if not isinstance(box, VisitedBox):
+            raise BoxFailed(Reason.BAD_REQUEST, "a visit needs a session")
+        return await _run_visit(box, work, plan)
+    if isinstance(box, VisitedBox):
+        raise BoxFailed(Reason.BAD_REQUEST, "a session takes only visits")
+    return await _run_own(box, work, plan)
+
+
+async def _run_own(box: RunningBox, work: Command | Exchange | Hosting, plan: Plan) -> Outcome:
     limits = plan.limits
     env = {**ENVIRONMENT, **dict(plan.call.profile.environment)}
     stdout, stderr = _Kept(limits.output_bytes), _Kept(limits.output_bytes)
-    pipes = _Pipes(stdin=isinstance(work, Exchange) or work.stdin is not None)
+    pipes = _Pipes(stdin=not isinstance(work, Command) or work.stdin is not None)
     try:
         if isinstance(work, Command):
             for source, path in work.put:
@@ -200,16 +263,26 @@ async def _run_command(
     return ended
 
 
-async def _run_exchange(box: RunningBox, work: Exchange, pipes: _Pipes, stderr: _Kept, plan: Plan) -> Outcome:
-    """Converse until `converse` returns, fails, or the box ends on its own; then end the box and describe."""
-    streams = _Lines(pipes, plan.limits.result_bytes + FRAME_SLACK_BYTES)
+async def _run_exchange(
+    box: RunningBox, work: Exchange | Hosting, pipes: _Pipes, stderr: _Kept, plan: Plan
+) -> Outcome:
+    """Converse until the conversation is over, fails, or the box ends on its own; then end the box and describe."""
+    heard = _Heard()
+    lines = _Lines(pipes, plan.limits.result_bytes + FRAME_SLACK_BYTES, heard)
+    streams = _Parkable(lines, box.park, box.resume, heard)
     said: list[Any] = []
     failure: list[ExchangeFailed] = []
     ended: list[Exited] = []
 
     async def converse() -> None:
         try:
-            said.append(await work.converse(streams))
+            if isinstance(work, Hosting):
+                await work.greet(streams)
+                idle.cancel()  # from here on the residence has its own
+                await work.residence.host(plan, box, lines)
+                said.append(None)
+            else:
+                said.append(await work.converse(streams))
         except ExchangeFailed as error:
             failure.append(error)
         # Without this, a server that ignores the end of its input would run on into its limit.
@@ -217,26 +290,86 @@ async def _run_exchange(box: RunningBox, work: Exchange, pipes: _Pipes, stderr: 
 
     async def wait() -> None:
         ended.append(await box.wait())
+        if isinstance(work, Hosting):
+            work.residence.end()
 
+    async def watch() -> None:
+        if plan.limits.idle_s is not None:
+            with idle:
+                await _watch_idle(box, heard, plan.limits.idle_s)
+
+    idle = anyio.CancelScope()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_collect, box, pipes.our_err, "stderr", stderr, None, _Heard())
+        tasks.start_soon(_collect, box, pipes.our_err, "stderr", stderr, None, heard)
         tasks.start_soon(wait)
+        tasks.start_soon(watch)
         await converse()
+        idle.cancel()
     outcome = _classify(plan.call.task, ended[0])
+    if isinstance(work, Hosting) and said and outcome.reason not in {None, Reason.CANCELLED}:
+        return outcome  # it did not end because it was over
     if said:
         return replace(outcome, result=Result.OK, reason=None, detail="", value=said[0])
-    if outcome.reason is Reason.CANCELLED or outcome.result is not Result.KILLED:
-        words = stderr.data.decode(errors="replace").strip().splitlines()
-        detail = failure[0].detail + (f"; its stderr ends: {words[-1][:300]}" if words else "")
-        return replace(outcome, result=Result.FAILED, reason=failure[0].reason, detail=detail)
-    return outcome
+    return _broken_off(outcome, failure[0], bytes(stderr.data))
+
+
+def _broken_off(outcome: Outcome, failure: ExchangeFailed, stderr: bytes) -> Outcome:
+    """The outcome of a conversation that failed: why, unless the box was ended for a reason of its own."""
+    if outcome.reason is not Reason.CANCELLED and outcome.result is Result.KILLED:
+        return outcome
+    words = stderr.decode(errors="replace").strip().splitlines()
+    detail = failure.detail + (f"; its stderr ends: {words[-1][:300]}" if words else "")
+    return replace(outcome, result=Result.FAILED, reason=failure.reason, detail=detail, value=failure.value)
+
+
+async def _run_visit(box: VisitedBox, work: Visit, plan: Plan) -> Outcome:
+    """Converse with the session's server, for at most the call's own `wall` and `idle`."""
+    call, limits = plan.call, plan.limits
+    outcome = Outcome(task=call.task, result=Result.OK)
+    heard = _Heard()
+    streams = _Parkable(_Heeding(box.streams, heard), box.park, box.resume, heard)
+    late: list[Reason] = []
+    await box.enter()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_limit_visit, tasks.cancel_scope, heard, limits.wall_s, limits.idle_s, late)
+            outcome = replace(outcome, value=await work.converse(streams))
+            tasks.cancel_scope.cancel()
+    except* ExchangeFailed as group:
+        error = group.exceptions[0]
+        assert isinstance(error, ExchangeFailed)  # noqa: S101 - what `except*` chose
+        outcome = replace(outcome, result=Result.FAILED, reason=error.reason, detail=error.detail, value=error.value)
+        if error.reason in {Reason.SERVER_GARBAGE, Reason.SERVER_DIED}:
+            await box.kill(Reason.CANCELLED)
+    if late and outcome.result is Result.OK and outcome.value is None:
+        # What it was doing it would go on doing in the next call.
+        await box.kill(late[0])
+        outcome = replace(outcome, result=Result.KILLED, reason=late[0])
+    return replace(outcome, usage=await box.leave())
+
+
+async def _limit_visit(
+    everything: anyio.CancelScope, heard: _Heard, wall_s: float, idle_s: float | None, late: list[Reason]
+) -> None:
+    """End a visit that takes too long or is silent too long, by a clock that stands still while it is parked."""
+    running_s, silent_s, step_s = 0.0, 0.0, min(0.05, wall_s, idle_s or wall_s)
+    while running_s < wall_s and (idle_s is None or silent_s < idle_s):
+        event = heard.event
+        await anyio.sleep(step_s)
+        if heard.parked:
+            continue
+        running_s += step_s
+        silent_s = 0.0 if event.is_set() else silent_s + step_s
+    late.append(Reason.WALL if running_s >= wall_s else Reason.IDLE)
+    everything.cancel()
 
 
 @dataclass(slots=True)
 class _Heard:
-    """When the tool last wrote something."""
+    """When the tool last wrote something, and whether it stands still."""
 
     event: anyio.Event = field(default_factory=anyio.Event)
+    parked: bool = False
 
     def now(self) -> None:
         """Something was written."""
@@ -248,7 +381,7 @@ async def _watch_idle(box: RunningBox, heard: _Heard, idle_s: float) -> None:
     while True:
         with anyio.move_on_after(idle_s) as waiting:
             await heard.event.wait()
-        if waiting.cancelled_caught:
+        if waiting.cancelled_caught and not heard.parked:
             await box.kill(Reason.IDLE)
             return
 
@@ -285,9 +418,10 @@ async def _feed(source: int, pipes: _Pipes) -> None:
 class _Lines:
     """A server's streams, a line a message, every line bounded."""
 
-    def __init__(self, pipes: _Pipes, longest: int) -> None:
+    def __init__(self, pipes: _Pipes, longest: int, heard: _Heard) -> None:
         self._pipes = pipes
         self._longest = longest
+        self._heard = heard
         self._buffer = bytearray()
         self._sending = anyio.Lock()
 
@@ -307,12 +441,55 @@ class _Lines:
             chunk = await _read(self._pipes.our_out)
             if not chunk:
                 raise ExchangeFailed(Reason.SERVER_DIED, "the server ended before it answered")
+            self._heard.now()
             self._buffer += chunk
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         if len(line) > self._longest:
             raise ExchangeFailed(Reason.RESULT_TOO_LARGE, f"one message of the server's is over {self._longest} bytes")
         return line
+
+
+class _Heeding:
+    """A session's streams as one visit hears them."""
+
+    def __init__(self, streams: ServerStreams, heard: _Heard) -> None:
+        self._streams = streams
+        self._heard = heard
+        self.send = streams.send
+
+    async def receive(self) -> bytes:
+        line = await self._streams.receive()
+        self._heard.now()
+        return line
+
+
+class _Parkable:
+    """A server's streams, and its box to park."""
+
+    def __init__(
+        self,
+        streams: ServerStreams,
+        park: Callable[[float], Awaitable[None]],
+        resume: Callable[[], Awaitable[None]],
+        heard: _Heard,
+    ) -> None:
+        self.send = streams.send
+        self.receive = streams.receive
+        self._park = park
+        self._resume = resume
+        self._heard = heard
+
+    @asynccontextmanager
+    async def parked(self, seconds: float) -> AsyncIterator[None]:
+        await self._park(seconds)
+        self._heard.parked = True
+        try:
+            yield
+            await self._resume()
+        finally:
+            self._heard.parked = False
+            self._heard.now()
 
 
 async def _read(fd: int) -> bytes:

@@ -31,7 +31,12 @@ class BoxFailed(FumehoodError):
 
 
 class ExchangeFailed(FumehoodError):
-    """The conversation with a server inside the box went wrong (died, garbage, too large, error)."""
+    """The conversation with a server inside the box went wrong (died, garbage, too large, error).
+
+    `value` is what the caller gets to see of it: the server's own error, as it came.
+    """
+
+    value: object = None
 
 
 class LedgerGone(FumehoodError):

@@ -16,6 +16,7 @@ class State(StrEnum):
     MADE = "made"
     BOUND = "bound"
     RUNNING = "running"
+    PARKED = "parked"
     EXITED = "exited"
     SETTLED = "settled"
     REMOVED = "removed"
@@ -32,6 +33,8 @@ class Event(StrEnum):
     MAKE = "make"
     BIND = "bind"
     START = "start"
+    PARK = "park"
+    RESUME = "resume"
     EXIT = "exit"
     SETTLE = "settle"
     REMOVE = "remove"
@@ -46,7 +49,10 @@ _STRAIGHT = (
     (State.PLANNED, Event.MAKE, State.MADE),
     (State.MADE, Event.BIND, State.BOUND),
     (State.BOUND, Event.START, State.RUNNING),
+    (State.RUNNING, Event.PARK, State.PARKED),
+    (State.PARKED, Event.RESUME, State.RUNNING),
     (State.RUNNING, Event.EXIT, State.EXITED),
+    (State.PARKED, Event.EXIT, State.EXITED),
     (State.EXITED, Event.SETTLE, State.SETTLED),
 )
 

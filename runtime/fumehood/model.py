@@ -44,6 +44,27 @@ class Scope(StrEnum):
     SESSION = "session"
 
 
+class Kind(StrEnum):
+    """What a call asks of a server, as MCP names it.
+
+    `COMMAND` is an operator's own command, or a conversation of ours; `SESSION` keeps a server for other calls.
+    """
+
+    COMMAND = "command"
+    SESSION = "session"
+    TOOL = "tool"
+    PROMPT = "prompt"
+    RESOURCE = "resource"
+    COMPLETION = "completion"
+
+
+class Oversize(StrEnum):
+    """What becomes of a result over `limits.result`: an error, or a resource link to it."""
+
+    REFUSE = "refuse"
+    SPILL = "spill"
+
+
 class UserNamespace(StrEnum):
     """Whether a box without a user namespace of its own is acceptable (Docker without userns-remap has none)."""
 
@@ -84,6 +105,24 @@ class Filesystem:
     commit: CommitMode = CommitMode.AUTO
     protect: tuple[str, ...] = ()
     mounts: tuple[ReadOnlyMount, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLife:
+    """How long a session's box is kept: without a call, and in all."""
+
+    idle_s: float = 300.0
+    lifetime_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a server may ask its client in mid-call (rule 8): which questions, how many a call, and how long its box waits."""
+
+    elicitation: bool = False
+    sampling: bool = False
+    most: int = 10
+    wait_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +188,10 @@ class Profile:
     tools: frozenset[str] | None = frozenset()
     resources: frozenset[str] | None = frozenset()
     prompts: frozenset[str] | None = frozenset()
+    completion: bool = False
+    ask: Ask = field(default_factory=Ask)
+    session: SessionLife = field(default_factory=SessionLife)
+    results: Oversize = Oversize.REFUSE
     engine: str | None = None
     runtime: str | None = None
     limits: Limits = field(default_factory=Limits)
@@ -182,7 +225,8 @@ class ToolCall:
     """A request, before anything about it is believed.
 
     `task` is the id made by `new_task_id`; `workspace_fd` a directory opened by the caller's own uid (rule 7).
-    `tool` is the MCP tool name, or None for an ad-hoc command of the operator.
+    `tool` is the name of what is called: a tool's or a prompt's name, a resource's URI; None for an ad-hoc command of
+    the operator. `session` is the task of the session whose box it runs in, if any.
     """
 
     task: str
@@ -193,6 +237,14 @@ class ToolCall:
     workspace_fd: int | None = None
     workspace_path: str | None = None
     front_door: str = "run"
+    kind: Kind = Kind.COMMAND
+    session: str | None = None
+
+    @property
+    def named(self) -> str | None:
+        """What is called, for records: a tool by its name, anything else with its kind before it."""
+        plain = self.tool is None or self.kind is Kind.TOOL
+        return self.tool if plain else f"{self.kind.value}:{self.tool}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from fumehood.model import Binding, FileChange, Frame, Image, Outcome, ToolCall, Usage
 from fumehood.reasons import Reason
+from fumehood.residence import Residences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,14 @@ class Broker(Protocol):
 
     async def kill(self, task: str, reason: Reason) -> None:
         """End every process of the box now; `wait` then returns with this reason."""
+        ...
+
+    async def freeze(self, task: str, seconds: float) -> Usage:
+        """Stop every process of the box for at most `seconds`; what was used since the start or the last thaw."""
+        ...
+
+    async def thaw(self, task: str) -> None:
+        """Let the box go on. `wall` stood still meanwhile."""
         ...
 
     async def put(self, task: str, source: int, path: str) -> None:
@@ -129,3 +138,4 @@ class Ports:
     images: Images
     clock: Clock
     owner_uid: int
+    residences: Residences = field(default_factory=Residences)

@@ -5,39 +5,62 @@ usage: local_gateway.py [--allow NAME,NAME] [--wall SECONDS] [--result BYTES] --
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import anyio
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from local_runner import FakeSpine
 
+from fakes import new_task
 from fumehood.gateway import adapter, stdio
-from fumehood.gateway.front import Gateway, Served
+from fumehood.gateway.front import Gateway, open_gateway
+from fumehood.gateway.upstream import Served
 from fumehood.model import Filesystem, Limits, Profile, SeccompPolicy, Sender, WorkspaceMode
 
+SENDER = Sender(uid=os.getuid(), name="tester")
 
-def served(argv: tuple[str, ...], **changes: object) -> Served:
-    """What a gateway over this command serves; every tool allowed unless `tools` says otherwise."""
+
+def served(argv: tuple[str, ...], name: str = "fake", **changes: object) -> Served:
+    """What a gateway over this command serves; everything allowed unless a change to the profile says otherwise."""
     limits = Limits(
         wall_s=float(str(changes.pop("wall_s", 20))), result_bytes=int(str(changes.pop("result_bytes", 2**23)))
     )
+    allowed: dict[str, Any] = {"tools": None, "prompts": None, "resources": None, "completion": True, **changes}
     profile = Profile(
-        name="fake",
+        name=name,
         digest="sha256:" + "0" * 64,
         image="none",
         seccomp=SeccompPolicy(name="none", default_errno=1, rules=()),
-        tools=changes.pop("tools", None),  # type: ignore[arg-type] # the caller's own
         limits=limits,
         filesystem=Filesystem(workspace=WorkspaceMode.SCRATCH),
+        **allowed,
     )
-    return Served(profile=profile, argv=argv, sender=Sender(uid=os.getuid(), name="tester"))
+    return Served(name=name, profile=profile, argv=argv)
 
 
-def gateway(argv: tuple[str, ...], spine: FakeSpine, **changes: object) -> Gateway:
+@asynccontextmanager
+async def gateway(argv: tuple[str, ...], spine: FakeSpine, **changes: object) -> AsyncIterator[Gateway]:
     """A gateway over the fake spine."""
-    numbers = itertools.count(1)
-    return Gateway(served(argv, **changes), spine.run, spine.refuse, lambda: f"task{next(numbers):022}")
+    async with gateway_of([served(argv, **changes)], spine) as front:
+        yield front
+
+
+@asynccontextmanager
+async def gateway_of(servers: Sequence[Served], spine: FakeSpine) -> AsyncIterator[Gateway]:
+    """A gateway of several servers over the fake spine."""
+    async with open_gateway(servers, spine.run, spine.refuse, new_task, spine.ports.residences) as front:
+        yield front
+
+
+async def serve(argv: tuple[str, ...], source: int, sink: int, changes: dict[str, object]) -> None:
+    async with gateway(argv, FakeSpine(), **changes) as front:
+        await adapter.serve(front, SENDER, source, sink)
 
 
 def main() -> None:
@@ -49,7 +72,7 @@ def main() -> None:
     source, sink = stdio.claim()
     print("a stray print of some library")  # noqa: T201 - the attack: it must not reach the client
     os.write(1, b"a stray write of some child\n")
-    anyio.run(adapter.serve, gateway(tuple(argv), FakeSpine(), **changes), source, sink)
+    anyio.run(serve, tuple(argv), source, sink, changes)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A FAKE of the spine for tests of the gateway's protocol part: the server is a plain subprocess, in no box at all.
+"""A FAKE of the broker for tests of the gateway's protocol part: a "box" is a plain process group, in no box at all.
 
-The streams are the real ones of `execution`; it turns ExchangeFailed and a wall-clock limit into the outcomes that
-`run_call` gives, and kills the server however a call is left. What it records stands for the ledger.
+Everything above it is the real thing: `run_call`, its stages, the streams, sessions and parking. Freezing is SIGSTOP.
+What its ledger records stands for the ledger process.
 """
 
 from __future__ import annotations
@@ -11,73 +11,154 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 
-from fumehood import execution
-from fumehood.execution import ServerStreams
-from fumehood.faults import ExchangeFailed
-from fumehood.model import Deny, Outcome, Result, ToolCall
+from fakes import FakeLedger, NoBroker
+from fumehood import evidence
+from fumehood.app import SystemClock
+from fumehood.call import run_call
+from fumehood.execution import Work
+from fumehood.faults import BoxFailed
+from fumehood.model import Binding, Deny, Frame, Image, Outcome, ToolCall, Usage
+from fumehood.ports import Exited, Made, Ports, Settled
 from fumehood.reasons import Reason
+
+
+class OneImage:
+    """An image store in which everything is."""
+
+    def resolve(self, name: str) -> Image:
+        return Image(name=name, digest="sha256:" + "1" * 64, docker_id=None)
+
+
+@dataclass(eq=False)
+class LocalBox:
+    """One process group."""
+
+    process: subprocess.Popen[bytes] | None = None
+    wall_s: float = 60.0
+    killed: Reason | None = None
+    frozen_until: float | None = None
+
+
+@dataclass
+class LocalBroker(NoBroker):
+    """Boxes without walls."""
+
+    spine: FakeSpine
+    boxes: dict[str, LocalBox] = field(default_factory=dict)
+    settled: list[tuple[str, str]] = field(default_factory=list)
+
+    async def make(self, task: str, frame: Frame) -> Made:  # noqa: ARG002 - the port's signature
+        self.boxes[task] = LocalBox()
+        return Made(engine="local", container=f"local-{task}", facts={})
+
+    async def bind(self, task: str, binding: Binding) -> Mapping[str, Any]:
+        self.boxes[task].wall_s = binding.wall_s
+        return {}
+
+    async def start(
+        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]  # noqa: ARG002 - as above
+    ) -> Mapping[str, Any]:
+        box = self.boxes[task]
+        box.process = subprocess.Popen(
+            argv, stdin=stdio[0], stdout=stdio[1], stderr=stdio[2], start_new_session=True
+        )
+        self.spine.pids.append(box.process.pid)
+        self.spine.started.set()
+        return {}
+
+    async def wait(self, task: str) -> Exited:
+        box = self.boxes[task]
+        assert box.process is not None
+        left_s, before = box.wall_s, time.monotonic()
+        while box.process.poll() is None:
+            await anyio.sleep(0.005)
+            now = time.monotonic()
+            if box.frozen_until is None:
+                left_s -= now - before
+            before = now
+            if box.killed is None and left_s < 0:
+                await self.kill(task, Reason.WALL)
+            if box.killed is None and box.frozen_until is not None and now > box.frozen_until:
+                await self.kill(task, Reason.PARKED)
+        code = box.process.returncode
+        return Exited(exit_code=code if code >= 0 else None, signal=-code if code < 0 else None, killed=box.killed)
+
+    async def kill(self, task: str, reason: Reason) -> None:
+        box = self.boxes[task]
+        box.killed = box.killed or reason
+        self._signal(box, signal.SIGKILL)
+
+    async def freeze(self, task: str, seconds: float) -> Usage:
+        box = self.boxes[task]
+        if box.process is None or box.process.poll() is not None:
+            raise BoxFailed(Reason.BOX_DIED, "the box has ended")
+        box.frozen_until = time.monotonic() + seconds
+        self._signal(box, signal.SIGSTOP)
+        return Usage()
+
+    async def thaw(self, task: str) -> None:
+        self.boxes[task].frozen_until = None
+        self._signal(self.boxes[task], signal.SIGCONT)
+
+    async def settle(self, task: str, action: str, protect: Sequence[str]) -> Settled:  # noqa: ARG002 - as above
+        self.settled.append((task, action))
+        return Settled()
+
+    async def remove(self, task: str) -> Mapping[str, Any]:
+        box = self.boxes.pop(task, None)
+        if box is not None and box.process is not None:
+            self._signal(box, signal.SIGKILL)
+            box.process.wait()  # killed: it ends at once
+            self.spine.removed_at_s.append(time.monotonic())
+        return {"clean": True}
+
+    def is_frozen(self, task: str) -> bool:
+        """Whether the box's first process is stopped, by the kernel's word."""
+        process = self.boxes[task].process
+        assert process is not None
+        with open(f"/proc/{process.pid}/stat", encoding="ascii") as file:
+            return file.read().rpartition(")")[2].split()[0] == "T"
+
+    @staticmethod
+    def _signal(box: LocalBox, number: int) -> None:
+        if box.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(box.process.pid, number)
 
 
 @dataclass
 class FakeSpine:
-    """`run` and `refuse` for a `Gateway`."""
+    """`run` and `refuse` for a gateway: the real path of a call over a local broker and a ledger in memory."""
 
     outcomes: list[tuple[ToolCall, Outcome]] = field(default_factory=list)
     pids: list[int] = field(default_factory=list)
     removed_at_s: list[float] = field(default_factory=list)
     started: anyio.Event = field(default_factory=anyio.Event)
 
-    async def run(
-        self, call: ToolCall, argv: tuple[str, ...], converse: Callable[[ServerStreams], Awaitable[Any]]
-    ) -> Outcome:
+    def __post_init__(self) -> None:
+        self.broker = LocalBroker(self)
+        self.ledger = FakeLedger()
+        self.ports = Ports(
+            broker=self.broker, ledger=self.ledger, images=OneImage(), clock=SystemClock(), owner_uid=os.getuid()
+        )
+
+    async def run(self, call: ToolCall, work: Work) -> Outcome:
         try:
-            outcome = await self._attempt(call, argv, converse)
+            outcome = await run_call(call, work, self.ports)
         except BaseException:
-            self.outcomes.append((call, Outcome(task=call.task, result=Result.KILLED, reason=Reason.CANCELLED)))
+            self.outcomes.append((call, self.ledger.closed[call.task]))
             raise
         self.outcomes.append((call, outcome))
         return outcome
 
     async def refuse(self, call: ToolCall, deny: Deny) -> Outcome:
-        outcome = Outcome(
-            task=call.task,
-            result=Result.REFUSED,
-            reason=deny.reason,
-            detail=deny.detail,
-            rule=deny.rule,
-            remedy=deny.remedy,
-        )
-        self.outcomes.append((call, outcome))
-        return outcome
-
-    async def _attempt(
-        self, call: ToolCall, argv: tuple[str, ...], converse: Callable[[ServerStreams], Awaitable[Any]]
-    ) -> Outcome:
-        limits = call.profile.limits
-        pipes = execution._Pipes(stdin=True)
-        process = subprocess.Popen(
-            argv, stdin=pipes.box_in, stdout=pipes.box_out, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        pipes.close_box_ends()
-        self.pids.append(process.pid)
-        self.started.set()
-        try:
-            with anyio.move_on_after(limits.wall_s) as wall:
-                value = await converse(execution._Lines(pipes, limits.result_bytes + execution.FRAME_SLACK_BYTES))
-        except ExchangeFailed as error:
-            return Outcome(task=call.task, result=Result.FAILED, reason=error.reason, detail=error.detail)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()  # killed: it ends at once
-            self.removed_at_s.append(time.monotonic())
-            pipes.close()
-        if wall.cancelled_caught:
-            return Outcome(task=call.task, result=Result.KILLED, reason=Reason.WALL)
-        return Outcome(task=call.task, result=Result.OK, value=value)
+        async with evidence.record(call, self.ports) as log:
+            await log.note(deny)
+        self.outcomes.append((call, log.outcome))
+        return log.outcome

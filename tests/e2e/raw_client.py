@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from local_gateway import gateway
+from local_gateway import SENDER, gateway
 from local_runner import FakeSpine
 
 from fumehood.gateway import adapter, protocol, stdio
@@ -88,12 +88,12 @@ async def connect(*argv: str, mode: str = "modern", **changes: object) -> AsyncI
     source, to_gateway = os.pipe()
     from_gateway, sink = os.pipe()
     spine = FakeSpine()
-    front = gateway(argv or (*PEER, mode), spine, **changes)
     client = RawClient(spine, to_gateway, from_gateway)
 
     async def serve() -> None:
         try:
-            await adapter.serve(front, source, sink)
+            async with gateway(argv or (*PEER, mode), spine, **changes) as front:
+                await adapter.serve(front, SENDER, source, sink)
         finally:
             os.close(sink)
 

@@ -22,6 +22,7 @@ from fumehood.model import (
     Filesystem,
     Frame,
     Image,
+    Kind,
     Outcome,
     Result,
     Sender,
@@ -135,7 +136,7 @@ def test_the_record_is_opened_before_and_closed_after_everything_else() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda call: replace(call, tool="not_listed"), Reason.TOOL_NOT_ALLOWED),
+        (lambda call: replace(call, tool="not_listed", kind=Kind.TOOL), Reason.TOOL_NOT_ALLOWED),
         (lambda call: replace(call, sender=Sender(uid=1001, name="someone")), Reason.SENDER_DENIED),
         (lambda call: replace(call, workspace_fd=0), Reason.WORKSPACE_NOT_ALLOWED),
     ],
@@ -215,4 +216,4 @@ def test_nothing_but_the_path_of_a_call_holds_a_box_or_runs_in_one() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fumehood.sandbox")
     }
-    assert taken == {"sandbox/__init__.py"}
+    assert taken == {"sandbox/__init__.py", "sandbox/lifetime.py", "sandbox/borrowing.py"}

@@ -17,7 +17,7 @@ from fakes import call
 from fumehood import execution
 from fumehood.execution import ENVIRONMENT, Command, Exchange, ServerStreams
 from fumehood.faults import ExchangeFailed
-from fumehood.model import Decision, Grant, Image, Limits, Outcome, Plan, Result, Verdict, Verified
+from fumehood.model import Decision, Grant, Image, Limits, Outcome, Plan, Result, Usage, Verdict, Verified
 from fumehood.ports import Exited
 from fumehood.reasons import Reason
 from fumehood.sandbox import plan as planned
@@ -29,6 +29,8 @@ T = TypeVar("T")
 class PlainProcessBox:
     """A process of this host in a box's place: started, waited for and killed as the broker would, confined by nothing."""
 
+    engine: str = "none"
+    container: str = "none"
     process: subprocess.Popen[bytes] | None = None
     killed: Reason | None = None
     env: Mapping[str, str] = field(default_factory=dict)
@@ -49,6 +51,17 @@ class PlainProcessBox:
         self.killed = self.killed or reason
         if self.process is not None:
             self.process.kill()
+
+    async def freeze(self, seconds: float) -> Usage:
+        raise NotImplementedError(seconds)
+
+    async def park(self, seconds: float) -> None:
+        raise NotImplementedError(seconds)
+
+    async def resume(self) -> None:
+        raise NotImplementedError
+
+    thaw = resume
 
     async def put(self, source: int, path: str) -> None:
         self.copied.append(f"put {path} {os.read(source, 100).decode()}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fumehood.model import Decision, Deny, Verdict, Verified
+import re
+
+from fumehood.model import Decision, Deny, Kind, Profile, Scope, Verdict, Verified
 from fumehood.reasons import Reason
 
 
@@ -13,10 +15,47 @@ def evaluate(verified: Verified, owner_uid: int) -> Verdict | Deny:
         return Deny(
             reason=Reason.SENDER_DENIED, rule="policy.owner", detail=f"uid {call.sender.uid} does not own the state folder"
         )
-    allowed = call.profile.tools
-    if call.tool is not None and allowed is not None and call.tool not in allowed:
+    if not permits(call.profile, call.kind, call.tool):
+        kind = call.kind.value
         return Deny(
-            reason=Reason.TOOL_NOT_ALLOWED, rule="profile.tools.allow",
-            detail=f"the profile {call.profile.name} does not allow `{call.tool:.100}`",
+            reason=Reason.TOOL_NOT_ALLOWED if call.kind is Kind.TOOL else Reason.NOT_ALLOWED,
+            rule=f"profile.{_FIELDS[call.kind]}",
+            detail=f"the profile {call.profile.name} does not allow the {kind} `{call.tool or '':.100}`",
         )  # fmt: skip
     return Verdict(verified=verified, decision=Decision.ALLOW, rule="policy.owner")
+
+
+_FIELDS = {
+    Kind.TOOL: "tools.allow",
+    Kind.PROMPT: "prompts.allow",
+    Kind.RESOURCE: "resources.allow",
+    Kind.COMPLETION: "completion",
+    Kind.COMMAND: "command",
+    Kind.SESSION: "scope",
+}
+
+
+def permits(profile: Profile, kind: Kind, name: str | None) -> bool:
+    """Whether the profile names this tool, prompt or resource, or allows completion. A command is the operator's own."""
+    match kind:
+        case Kind.COMMAND:
+            return name is None
+        case Kind.SESSION:
+            return name is None and profile.scope is Scope.SESSION
+        case Kind.COMPLETION:
+            return profile.completion
+        case Kind.RESOURCE:
+            return name is not None and _resource_allowed(profile.resources, name)
+        case _:
+            allowed = profile.tools if kind is Kind.TOOL else profile.prompts
+            return name is not None and (allowed is None or name in allowed)
+
+
+def _resource_allowed(allowed: frozenset[str] | None, uri: str) -> bool:
+    """An entry that ends in `*` allows what begins so; but `file:///workspace/../etc` only looks as if it did."""
+    if allowed is None or uri in allowed:
+        return True
+    segments = re.split(r"[/\\]|%2f|%5c", uri.lower())
+    if any(segment.replace("%2e", ".") in {".", ".."} for segment in segments):
+        return False
+    return any(entry.endswith("*") and uri.startswith(entry[:-1]) for entry in allowed)

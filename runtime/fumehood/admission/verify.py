@@ -10,10 +10,10 @@ from fumehood.reasons import Reason
 def check(call: ToolCall, images: Images) -> Verified | Deny:
     """The call with its image found, or why it cannot run."""
     profile = call.profile
-    if profile.scope is Scope.SESSION:
+    if call.session is not None and profile.scope is not Scope.SESSION:
         return Deny(
-            reason=Reason.UNENFORCEABLE, rule="profile.scope", detail="`scope: session` is not served by this release",
-            remedy="Use `scope: call`.",
+            reason=Reason.BAD_REQUEST, rule="profile.scope", detail=f"the profile {profile.name} keeps no sessions",
+            remedy="Use `scope: session`.",
         )  # fmt: skip
     needs_directory = profile.filesystem.workspace in {WorkspaceMode.RO, WorkspaceMode.DIRECT}
     if needs_directory and call.workspace_fd is None:

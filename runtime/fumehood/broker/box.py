@@ -16,6 +16,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fumehood.broker.devices import clone_devices, private_tmpfs
 from fumehood.broker.directory import check_directory
 from fumehood.broker.engines import INIT_FOLDER, Engine, Launched, Spec
 from fumehood.broker.enter import Ceiling, Move, Operation, Unmount, enter
+from fumehood.broker.freezing import freeze, thaw
 from fumehood.broker.host import Host
 from fumehood.broker.settling import settle
 from fumehood.broker.tickets import take_ticket
@@ -36,13 +38,26 @@ from fumehood.reasons import Reason
 _READY_DEADLINE_S = 5.0
 _QUIET_DEADLINE_S = 2.0
 _KILL_GRACE_S = 0.15
+_FROZEN_STEP_S = 0.2
+_LIFETIME_S = 24 * 3600.0
 _SHM_BYTES = 64 * 2**20
 _NULL = os.makedev(1, 3)
+_COUNTERS = (
+    "cpu_user_s", "cpu_system_s", "oom_kills", "pids_limit_hits", "cpu_throttled_s", "io_read_bytes", "io_write_bytes",
+)  # fmt: skip
 # Per user namespace, set from outside before anything of the image runs (rule 14). Everything that nests is off.
 _CEILINGS = (
     "max_user_namespaces", "max_pid_namespaces", "max_mnt_namespaces", "max_net_namespaces", "max_uts_namespaces",
     "max_ipc_namespaces", "max_cgroup_namespaces", "max_time_namespaces",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Frozen:
+    """Since when a box stands still, and until when it may (monotonic seconds)."""
+
+    since: float
+    until: float
 
 
 class Box:
@@ -65,7 +80,10 @@ class Box:
         self._given_up = threading.Event()
         self._killed: Reason | None = None
         self._gone = False
-        self._deadline = 0.0
+        self._started = self._deadline = 0.0
+        self._pause = threading.Lock()
+        self._frozen: _Frozen | None = None
+        self._metered = Usage()
         self._exited: Exited | None = None
 
     def make(self) -> Made:
@@ -148,7 +166,8 @@ class Box:
             finally:
                 os.close(pidfd)
             launched.group.baseline()
-            self._deadline = time.monotonic() + (self._binding.wall_s if self._binding else 0)
+            self._started = time.monotonic()
+            self._deadline = self._started + (self._binding.wall_s if self._binding else 0)
             control.send(launched.control, protocol.GO)
             return found
 
@@ -159,15 +178,17 @@ class Box:
             launched, _ = self._up()
             status: protocol.Report | None = None
             failed: tuple[Reason, str] | None = None
-            limit = self._deadline
+            limit: float | None = None  # set once the tool has ended, or was told to
             while True:
                 try:
-                    report, _ = control.receive_report(launched.control, max(0.0, limit - time.monotonic()))
+                    report, _ = control.receive_report(launched.control, max(0.0, min(self._left_s(limit), self._patience())))
                 except BoxFailed as error:
-                    if error.reason is Reason.BOX_DIED or (self._killed is not None and limit < time.monotonic()):
+                    if error.reason is not Reason.BOX_DIED and self._left_s(limit) > 0:
+                        continue  # frozen or thawed meanwhile, so the limit has moved
+                    if error.reason is Reason.BOX_DIED or (self._killed is not None and limit is not None):
                         failed = None if self._killed else (error.reason, error.detail)
                         break
-                    self.kill(Reason.WALL)
+                    self.kill(Reason.WALL if self._frozen is None else Reason.PARKED)
                     limit = time.monotonic() + _QUIET_DEADLINE_S
                     continue
                 if report.kind == "E":
@@ -189,6 +210,37 @@ class Box:
             return
         with contextlib.suppress(BoxFailed, OSError):
             control.send(launched.control, protocol.KILL)
+        with self._pause:
+            thaw(launched.group)  # init is frozen with the rest, and v1 lets nothing frozen die
+
+    def freeze(self, seconds: float) -> Usage:
+        """Stop the tool and init where they stand, for at most `seconds`. `wall` stands still meanwhile.
+
+        Returns what was used since the start or the last thaw. Raises BoxFailed.
+        """
+        launched, _ = self._up()
+        with self._pause:
+            now = time.monotonic()
+            since = now if self._frozen is None else self._frozen.since
+            if self._frozen is None:
+                if self._killed is not None or self._exited is not None:
+                    raise BoxFailed(Reason.BOX_DIED, "the box has ended")
+                freeze(launched.group)
+            # Not for ever, whatever a worker that was taken over asks for.
+            self._frozen = _Frozen(since=since, until=min(now + seconds, self._started + _LIFETIME_S))
+            total = launched.group.usage()
+            return _since(self._metered, total)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        launched, _ = self._up()
+        with self._pause:
+            if self._frozen is None:
+                return
+            self._metered = launched.group.usage()
+            self._deadline += time.monotonic() - self._frozen.since
+            self._frozen = None
+            thaw(launched.group)
 
     def put(self, source: int, path: str) -> None:
         """Copy a file into the workspace, as a new file of the tool's own. Raises BoxFailed."""
@@ -316,6 +368,18 @@ class Box:
             mounts=tuple(mount.name for mount in binding.mounts) if binding is not None else (),
         )
 
+    def _wall(self) -> float:
+        """When the box is ended for taking too long: in running, or in waiting to be thawed."""
+        frozen = self._frozen
+        return self._deadline if frozen is None else frozen.until
+
+    def _patience(self) -> float:
+        """How long to wait before the limits are looked at again: a thaw brings the limit nearer."""
+        return _FROZEN_STEP_S if self._frozen is not None else _QUIET_DEADLINE_S * 1000
+
+    def _left_s(self, limit: float | None) -> float:
+        return (self._wall() if limit is None else limit) - time.monotonic()
+
     def _describe(
         self, launched: Launched, status: protocol.Report | None, failed: tuple[Reason, str] | None
     ) -> Exited:
@@ -347,7 +411,10 @@ class Box:
     def _end_quickly(self) -> None:
         """Make whatever holds the lock return: the tool first, and init itself when it does not answer."""
         launched = self._launched
-        if launched is None or not self._lock.locked():
+        if launched is None:
+            return
+        if not self._lock.locked():
+            thaw(launched.group)
             return
         self.kill(Reason.CANCELLED)
         if not self._lock.acquire(timeout=_KILL_GRACE_S):
@@ -363,6 +430,16 @@ class Box:
         if self._launched is None or self._spec is None:
             raise Refused(Deny(reason=Reason.BAD_REQUEST, rule="broker", detail="the box was not made"))
         return self._launched, self._spec
+
+
+def _since(before: Usage, now: Usage) -> Usage:
+    """What was used between two readings. A peak is the whole box's so far: the kernel keeps no other."""
+
+    def spent(name: str) -> Any:
+        earlier, later = getattr(before, name) or 0, getattr(now, name)
+        return None if later is None else max(0, round(later - earlier, 6))
+
+    return replace(now, **{name: spent(name) for name in _COUNTERS})
 
 
 def _is_pipe(fd: int) -> bool:

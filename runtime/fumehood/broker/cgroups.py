@@ -27,6 +27,7 @@ from fumehood.state import PREFIX
 
 NEEDED = ("memory", "pids", "cpu")
 _V1 = (*NEEDED, "cpuacct")
+_FREEZER = "freezer"  # a controller only in v1; v2 freezes any group
 RUNTIMES_OWN = ".rt"  # the group that an OCI runtime insists on making for itself, beside ours
 _PERIOD_US = 100_000
 _EMPTY_DEADLINE_S = 5.0
@@ -55,7 +56,8 @@ class Trees:
 
     def folders(self, relative: str) -> dict[str, Path]:
         """The directories of one cgroup by controller, `v2` for the unified tree."""
-        found = {name: self.v1[name] / relative for name in _V1 if name in self.v1}
+        names = _V1 if self.v2 is not None else (*_V1, _FREEZER)
+        found = {name: self.v1[name] / relative for name in names if name in self.v1}
         if self.v2 is not None:
             found["v2"] = self.v2 / relative
         return found
@@ -87,6 +89,14 @@ def find_trees() -> Trees:
     v1, v2 = parse_trees(Path("/proc/self/mountinfo").read_text())
     controllers = (v2 / "cgroup.controllers").read_text().split() if v2 is not None else []
     return Trees(v1, v2, frozenset(controllers))
+
+
+@dataclass(frozen=True, slots=True)
+class Freezer:
+    """The directory that freezes a group, and which kind of files it has."""
+
+    path: Path
+    v2: bool
 
 
 class Group:
@@ -122,11 +132,23 @@ class Group:
         for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
             _, names, path = line.split(":", 2)
             for name in names.split(","):
-                if name in _V1 and name in trees.v1:
+                if name in (*_V1, _FREEZER) and name in trees.v1:
                     folders[name] = trees.v1[name] / path.lstrip("/")
             if not names and trees.v2 is not None:
                 folders["v2"] = trees.v2 / path.lstrip("/")
         return cls(trees, folders, ours=False)
+
+    @property
+    def freezer(self) -> Freezer:
+        """What freezes this group. Raises BoxFailed(UNENFORCEABLE) on a host that cannot."""
+        # An engine's v2 directory on a hybrid host may be the engine's own: its v1 freezer is the container's alone.
+        if self._ours and "v2" in self.folders:
+            return Freezer(self.folders["v2"], v2=True)
+        if _FREEZER in self.folders:
+            return Freezer(self.folders[_FREEZER], v2=False)
+        if "v2" in self.folders and "v2" in self._limiting():
+            return Freezer(self.folders["v2"], v2=True)
+        raise BoxFailed(Reason.UNENFORCEABLE, "this host has no cgroup freezer")
 
     def limit(self, *, cpu: float, memory_bytes: int, pids: int) -> None:
         """Write the limits. `pids` counts the tool's processes; the box's init is one more."""
@@ -213,6 +235,9 @@ class Group:
         for folder in self.folders.values():
             for pid in _pids(folder):
                 _kill_member(pid, self)
+        if (frozen := self.folders.get(_FREEZER)) is not None:
+            with contextlib.suppress(OSError):
+                _write(frozen / "freezer.state", "THAWED")  # only then does what is killed die
 
     def remove(self) -> bool:
         """Remove our directories; wait a bounded time for the last process to go. True when nothing is left."""
@@ -236,6 +261,10 @@ class Group:
                 else:
                     break
         return True
+
+    def _limiting(self) -> set[str]:
+        """The trees that hold a controller of ours: a group found there is the box's own."""
+        return {name if name in self.folders else "v2" for name in NEEDED}
 
     def _folder(self, controller: str) -> Path:
         return self.folders.get(controller) or self.folders["v2"]

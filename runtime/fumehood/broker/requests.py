@@ -38,6 +38,7 @@ HARD = {
     "tmp_bytes": (4096, 64 * _GIB),
     "disk_bytes": (4096, 1024 * _GIB),
     "wall_s": (0.05, 24 * 3600.0),
+    "seconds": (0.05, 24 * 3600.0),
 }
 
 
@@ -95,6 +96,11 @@ def command_of(args: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
     if not isinstance(env, dict) or not all(isinstance(value, str) and "=" not in name for name, value in env.items()):
         raise refuse("env must map names to strings")
     return argv, env
+
+
+def pause_of(args: Mapping[str, Any]) -> float:
+    """For how many seconds a box may stand still."""
+    return _number(args, "seconds")
 
 
 def descriptor_of(fds: list[int]) -> int:

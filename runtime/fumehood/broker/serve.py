@@ -59,7 +59,8 @@ class Broker:
     def _verbs(self) -> Mapping[str, Callable[[str, Mapping[str, Any], list[int]], dict[str, Any]]]:
         return {
             "make": self._make, "bind": self._bind, "start": self._start, "wait": self._wait,
-            "kill": self._kill, "put": self._put, "get": self._get, "settle": self._settle, "remove": self._remove,
+            "kill": self._kill, "freeze": self._freeze, "thaw": self._thaw,
+            "put": self._put, "get": self._get, "settle": self._settle, "remove": self._remove,
         }  # fmt: skip
 
     def _make(self, task: str, args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
@@ -96,6 +97,13 @@ class Broker:
 
     def _kill(self, task: str, args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
         self._box(task).kill(Reason(requests.choice_of(args, "reason", tuple(Reason))))
+        return {}
+
+    def _freeze(self, task: str, args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
+        return dataclasses.asdict(self._box(task).freeze(requests.pause_of(args)))
+
+    def _thaw(self, task: str, _args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
+        self._box(task).thaw()
         return {}
 
     def _settle(self, task: str, args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +20,7 @@ from fumehood.ports import Ports
 from fumehood.reasons import Reason
 
 if TYPE_CHECKING:
-    from fumehood.execution import ServerStreams
+    from fumehood.execution import Work
     from fumehood.launch import Processes
 
 
@@ -73,18 +72,16 @@ async def _serve(processes: Processes[Profile], argv: tuple[str, ...], directory
 
     from fumehood.app import open_runtime
     from fumehood.gateway import adapter, stdio
-    from fumehood.gateway.front import Gateway, Served
+    from fumehood.gateway.front import open_gateway
+    from fumehood.gateway.upstream import Served
 
     source, sink = stdio.claim()
     async with open_runtime(processes) as runtime:
+        profile = processes.loaded
         served = Served(
-            profile=processes.loaded,
-            argv=argv,
-            sender=runtime.sender,
-            workspace_fd=directory,
-            workspace_path=path,
+            name=profile.name, profile=profile, argv=argv, workspace_fd=directory, workspace_path=path
         )
-        front = Gateway(served, partial(_run, runtime.ports), partial(_refuse, runtime.ports), runtime.new_task)
+        run, refuse = partial(_run, runtime.ports), partial(_refuse, runtime.ports)
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async with anyio.create_task_group() as tasks:
 
@@ -93,19 +90,17 @@ async def _serve(processes: Processes[Profile], argv: tuple[str, ...], directory
                         tasks.cancel_scope.cancel()
 
                 tasks.start_soon(until_signalled)
-                await adapter.serve(front, source, sink)
+                async with open_gateway([served], run, refuse, runtime.new_task, runtime.ports.residences) as gateway:
+                    await adapter.serve(gateway, runtime.sender, source, sink)
                 tasks.cancel_scope.cancel()
     for fd in (source, sink):
         os.close(fd)
 
 
-async def _run(
-    ports: Ports, call: ToolCall, argv: tuple[str, ...], converse: Callable[[ServerStreams], Awaitable[Any]]
-) -> Outcome:
+async def _run(ports: Ports, call: ToolCall, work: Work) -> Outcome:
     from fumehood.call import run_call
-    from fumehood.execution import Exchange
 
-    return await run_call(call, Exchange(argv, converse), ports)
+    return await run_call(call, work, ports)
 
 
 async def _refuse(ports: Ports, call: ToolCall, deny: Deny) -> Outcome:

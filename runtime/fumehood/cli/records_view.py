@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fumehood.evidence import STAGES
+from fumehood.evidence import stage
 from fumehood.lifecycle import State
 
 Record = Mapping[str, Any]
@@ -104,8 +104,11 @@ def stages(record: Record) -> list[tuple[str, float, float]]:
     """Where a call's time went: (stage, start, end) in milliseconds since it was opened, in order."""
     opened = (record["timings_ms"] or {}).get("open")
     spans: list[tuple[str, float, float]] = [] if opened is None else [("open", 0.0, opened)]
+    before = State.OPEN
     for event in record["events"]:
-        name, end = STAGES.get(State(event["state"])), event["facts"].get("ms")
+        after = State(event["state"])
+        name, end = stage(before, after), event["facts"].get("ms")
+        before = after
         if name is None or not isinstance(end, int | float):
             continue
         start = spans[-1][2] if spans else 0.0

@@ -1,5 +1,5 @@
 """The record of a call: opened before any effect, closed last, whatever happens in between."""
 
-from fumehood.evidence.record import STAGES, Log, record
+from fumehood.evidence.record import Log, record, stage
 
-__all__ = ["STAGES", "Log", "record"]
+__all__ = ["Log", "record", "stage"]

@@ -16,6 +16,7 @@ KILLS = frozenset(
     {
         Reason.WALL,
         Reason.IDLE,
+        Reason.PARKED,
         Reason.MEMORY,
         Reason.OUTPUT,
         Reason.CANCELLED,

@@ -39,11 +39,17 @@ STAGES = {
     State.MADE: "make",
     State.BOUND: "bind",
     State.RUNNING: "start",
+    State.PARKED: "run",
     State.EXITED: "run",
     State.SETTLED: "settle",
     State.REMOVED: "remove",
 }
 _log = logging.getLogger("fumehood")
+
+
+def stage(before: State, after: State) -> str | None:
+    """What the time between two states was spent on."""
+    return "parked" if before is State.PARKED and after is not State.REMOVED else STAGES.get(after)
 
 
 class LifecycleError(Exception):
@@ -101,7 +107,7 @@ class Log:
         if after is None or after is State.CLOSED:
             raise LifecycleError(f"{event.value} cannot follow {self._state.value}")
         now_s = self._clock.monotonic_s()
-        self._spend(STAGES[after], now_s)
+        self._spend(stage(self._state, after) or after.value, now_s)
         self._state = after
         self._ran = self._ran or after is State.RUNNING
         if after is State.MADE:

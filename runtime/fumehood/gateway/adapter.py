@@ -14,6 +14,7 @@ nobody reads any more, every call is cancelled, which removes its box.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,8 +28,8 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 
 from fumehood.gateway import frames, results, strict_json
-from fumehood.gateway.exchange import Progress
-from fumehood.gateway.front import Client, Gateway
+from fumehood.gateway.front import METHODS, Gateway
+from fumehood.gateway.peer import Client
 from fumehood.gateway.protocol import (
     CAPABILITIES_KEY,
     INTERNAL_ERROR,
@@ -38,22 +39,25 @@ from fumehood.gateway.protocol import (
     GatewayError,
 )
 from fumehood.gateway.stdio import CLIENT_FRAME_BYTES, FrameSink, read_frames
+from fumehood.model import Sender
 
 MAX_REQUESTS = 64
 NOTIFICATIONS = frozenset({"notifications/cancelled", "notifications/initialized"})
 _log = logging.getLogger("fumehood")
 
 
-async def serve(gateway: Gateway, source: int, sink: int) -> None:
+async def serve(gateway: Gateway, sender: Sender, source: int, sink: int) -> None:
     """Serve one client on two descriptors until its stream ends, or until nobody reads the answers."""
-    await _Front(gateway).serve(source, FrameSink(sink))
+    await _Front(gateway, sender).serve(source, FrameSink(sink))
 
 
 class _Front:
     """One client's connection."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, sender: Sender) -> None:
         self._gateway = gateway
+        self._sender = sender
+        self._connection = secrets.token_urlsafe(16)
         self._declared: Mapping[str, Any] = {}  # an older client's capabilities, from its handshake
         self._under_way: set[frames.Id] = set()
         self._dropped = 0
@@ -80,6 +84,8 @@ class _Front:
             for stream in (self._out, self._outgoing, incoming, received):
                 stream.close()
             sink.close()
+            with anyio.CancelScope(shield=True):
+                await self._gateway.ended(self._connection)
             if self._dropped:
                 _log.warning("%d messages of the client's were dropped", self._dropped)
 
@@ -150,12 +156,10 @@ class _Front:
         if ctx.method == "initialize":
             declared = params.get("capabilities")
             self._declared = declared if isinstance(declared, dict) else {}
-        if ctx.request_id is None or ctx.method not in ("tools/list", "tools/call"):
+        if ctx.request_id is None or ctx.method not in METHODS:
             return passed
         try:
-            if ctx.method == "tools/list":
-                return await self._gateway.list_tools(self._client(ctx), params)
-            return await self._gateway.call_tool(self._client(ctx), params, self._progress(params))
+            return await self._gateway.answer(self._client(ctx), ctx.method, params, self)
         except GatewayError as error:
             raise MCPError(error.code, error.message, error.data) from error
         except Exception as error:
@@ -164,23 +168,20 @@ class _Front:
 
     def _client(self, ctx: ServerRequestContext[Any, Any]) -> Client:
         era = Era(ctx.protocol_version)
-        if not era.modern:
-            return Client(era, self._declared)
-        declared = ((ctx.params or {}).get("_meta") or {}).get(CAPABILITIES_KEY)
-        return Client(era, declared if isinstance(declared, dict) else {})
+        declared: Any = self._declared
+        if era.modern:
+            declared = ((ctx.params or {}).get("_meta") or {}).get(CAPABILITIES_KEY)
+        capabilities = declared if isinstance(declared, dict) else {}
+        return Client(era=era, capabilities=capabilities, sender=self._sender, connection=self._connection)
 
-    def _progress(self, params: Mapping[str, Any]) -> Progress | None:
-        token = (params.get("_meta") or {}).get("progressToken")
-        if not frames.valid_id(token):
-            return None
+    can_ask = False
 
-        async def report(told: dict[str, Any]) -> None:
-            notification = mcp_types.JSONRPCNotification(
-                jsonrpc="2.0", method="notifications/progress", params={"progressToken": token, **told}
-            )
-            await self._out.send(SessionMessage(notification))
+    async def notify(self, method: str, params: Mapping[str, Any]) -> None:
+        notification = mcp_types.JSONRPCNotification(jsonrpc="2.0", method=method, params=dict(params))
+        await self._out.send(SessionMessage(notification))
 
-        return report
+    async def ask(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the protocol's
+        raise GatewayError(INTERNAL_ERROR, "the client cannot be asked")
 
 
 async def _empty_list(_ctx: Any, _params: Any) -> mcp_types.ListToolsResult:

@@ -1,4 +1,4 @@
-"""What a server says it can do, read once in a box of its own and pinned for the life of the gateway.
+"""What a server says it has, read once in a box of its own and pinned for the life of the gateway.
 
 Invariants: a call is judged by this catalogue and never by a list that the client saw (a stateless client calls without
 listing, and a server may list something else a second time). A server's list can vary with what its client declares, so
@@ -12,24 +12,25 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 
-from fumehood.execution import ServerStreams
+from fumehood.execution import Streams
 from fumehood.faults import ExchangeFailed
 from fumehood.gateway import exchange
-from fumehood.gateway.exchange import ClientFacts, Conversation
-from fumehood.gateway.protocol import HANDSHAKE_VERSIONS, TOO_MANY_REQUESTS, Era, GatewayError, printable
+from fumehood.gateway.exchange import ClientFacts, Conversation, Greeting, ServerAnsweredError
+from fumehood.gateway.protocol import HANDSHAKE_VERSIONS, METHOD_NOT_FOUND, TOO_MANY_REQUESTS, GatewayError, printable
 from fumehood.gateway.schema import CHECK_CPU_S, Schema, SchemaError
-from fumehood.model import CommitMode, Outcome, Profile, Result, WorkspaceMode
+from fumehood.model import CommitMode, Outcome, Profile, Result, Scope, SessionLife, WorkspaceMode
 from fumehood.reasons import Reason
 
-MAX_TOOLS = 2048
+MAX_ENTRIES = 2048
 MAX_PAGES = 100
 MAX_NAME_CHARS = 128
+MAX_URI_CHARS = 2048
 MAX_CATALOGUES = 16
 PIN_CPU_S = 5.0
 
@@ -47,18 +48,18 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The pinned tools of one server, for one set of client capabilities."""
+    """The pinned tools, prompts, resources and templates of one server, for one set of client capabilities."""
 
-    era: Era
+    greeting: Greeting
     tools: Mapping[str, Tool]
+    prompts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    resources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    templates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def listed(self, allowed: frozenset[str] | None) -> list[Mapping[str, Any]]:
-        """The definitions that a client may see, unchanged and in the server's order."""
-        return [
-            tool.definition
-            for name, tool in self.tools.items()
-            if tool.schema is not None and (allowed is None or name in allowed)
-        ]
+    @property
+    def usable_tools(self) -> dict[str, Mapping[str, Any]]:
+        """The definitions of tools whose arguments can be judged, unchanged and in the server's order."""
+        return {name: tool.definition for name, tool in self.tools.items() if tool.schema is not None}
 
 
 class UnreadError(Exception):
@@ -97,48 +98,72 @@ class Shelf:
             return outcome.value
 
 
-async def read(streams: ServerStreams, client: ClientFacts, *, probe: bool) -> Catalogue:
-    """Read and pin the server's whole list. Without `probe`, by the handshake at once. Raises `ExchangeFailed`."""
+async def read(streams: Streams, client: ClientFacts, profile: Profile, *, probe: bool) -> Catalogue:
+    """Read and pin all that the profile could allow. Without `probe`, by the handshake at once. Raises `ExchangeFailed`."""
     conversation = Conversation(streams, client)
     if probe:
-        era = await exchange.discover(conversation, client)
+        greeting = await exchange.discover(conversation, client)
     else:
-        era = await exchange.shake_hands(conversation, client, HANDSHAKE_VERSIONS[-1])
-    definitions: list[dict[str, Any]] = []
+        greeting = await exchange.shake_hands(conversation, client, HANDSHAKE_VERSIONS[-1])
+    has = greeting.capabilities
+
+    async def listed(method: str, member: str, key: str, *, wanted: bool) -> dict[str, dict[str, Any]]:
+        return await _listed(conversation, greeting, method, member, key) if wanted else {}
+
+    tools = await listed("tools/list", "tools", "name", wanted=profile.tools != frozenset())
+    prompts = await listed("prompts/list", "prompts", "name", wanted="prompts" in has and profile.prompts != frozenset())
+    files = "resources" in has and profile.resources != frozenset()
+    resources = await listed("resources/list", "resources", "uri", wanted=files)
+    templates = await listed("resources/templates/list", "resourceTemplates", "uriTemplate", wanted=files)
+    return Catalogue(greeting, await _pinned(list(tools.values())), prompts, resources, templates)
+
+
+async def _listed(
+    conversation: Conversation, greeting: Greeting, method: str, member: str, key: str
+) -> dict[str, dict[str, Any]]:
+    """Every page of one list, by name or URI."""
+    found: dict[str, dict[str, Any]] = {}
     cursor: str | None = None
     for _ in range(MAX_PAGES):
         params: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
-        if meta := conversation.envelope(modern=era.modern):
+        if meta := conversation.envelope(modern=greeting.era.modern):
             params["_meta"] = meta
-        page = await conversation.request("tools/list", params)
-        definitions += _checked(page.get("tools"))
-        if len(definitions) > MAX_TOOLS:
-            raise ExchangeFailed(Reason.SERVER_GARBAGE, f"it lists more than {MAX_TOOLS} tools")
+        try:
+            page = await conversation.request(method, params)
+        except ServerAnsweredError as error:
+            if error.code == METHOD_NOT_FOUND and method == "resources/templates/list":
+                return {}  # servers with resources need not have templates
+            raise
+        for entry in _checked(page.get(member), key):
+            if entry[key] in found:
+                raise ExchangeFailed(Reason.SERVER_GARBAGE, f"it lists two {member} named {printable(entry[key])!r}")
+            found[entry[key]] = entry
+        if len(found) > MAX_ENTRIES:
+            raise ExchangeFailed(Reason.SERVER_GARBAGE, f"it lists more than {MAX_ENTRIES} {member}")
         cursor = page.get("nextCursor")
         if cursor is None:
-            return await _pinned(era, definitions)
+            return found
         if not isinstance(cursor, str):
             break
-    raise ExchangeFailed(Reason.SERVER_GARBAGE, "its list of tools does not end")
+    raise ExchangeFailed(Reason.SERVER_GARBAGE, f"its list of {member} does not end")
 
 
-def _checked(tools: Any) -> list[dict[str, Any]]:
-    if not isinstance(tools, list):
-        raise ExchangeFailed(Reason.SERVER_GARBAGE, "its list of tools is none")
-    for tool in tools:
-        name = tool.get("name") if isinstance(tool, dict) else None
-        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS or not name.isprintable():
-            raise ExchangeFailed(Reason.SERVER_GARBAGE, f"it lists a tool with the name {printable(str(name))!r}")
-    return tools
+def _checked(entries: Any, key: str) -> list[dict[str, Any]]:
+    if not isinstance(entries, list):
+        raise ExchangeFailed(Reason.SERVER_GARBAGE, "its list is none")
+    longest = MAX_NAME_CHARS if key == "name" else MAX_URI_CHARS
+    for entry in entries:
+        name = entry.get(key) if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not 0 < len(name) <= longest or not name.isprintable():
+            raise ExchangeFailed(Reason.SERVER_GARBAGE, f"it lists something with the {key} {printable(str(name))!r}")
+    return entries
 
 
-async def _pinned(era: Era, definitions: Sequence[Mapping[str, Any]]) -> Catalogue:
+async def _pinned(definitions: Sequence[Mapping[str, Any]]) -> dict[str, Tool]:
     tools: dict[str, Tool] = {}
     began_s = time.thread_time()
     for definition in definitions:
         name = definition["name"]
-        if name in tools:
-            raise ExchangeFailed(Reason.SERVER_GARBAGE, f"it lists two tools named {name!r}")
         try:
             # The reading's box is not the only one waiting for this thread.
             left_s = max(0.01, min(CHECK_CPU_S, PIN_CPU_S - (time.thread_time() - began_s)))
@@ -147,11 +172,12 @@ async def _pinned(era: Era, definitions: Sequence[Mapping[str, Any]]) -> Catalog
             _log.warning("the tool %s is not offered: its input schema cannot be judged: %s", name, error)
             tools[name] = Tool(definition, None, str(error))
         await anyio.lowlevel.checkpoint()
-    return Catalogue(era, tools)
+    return tools
 
 
 def reading_profile(profile: Profile) -> Profile:
     """The profile for a reading: like the calls' own, except that nothing a server does at its start is kept."""
+    profile = replace(profile, scope=Scope.CALL, session=SessionLife())
     files = profile.filesystem
     if files.workspace is WorkspaceMode.RW:
         return replace(profile, filesystem=replace(files, commit=CommitMode.NEVER))

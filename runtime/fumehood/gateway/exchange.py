@@ -1,10 +1,11 @@
-"""The conversation with a server inside a box: one call of a tool, or one reading of its list of tools.
+"""The conversation with a server inside a box: one request of a client's, or one reading of what the server has.
 
 Invariants (rule 9): ids and progress tokens are ours and random, so a line that something in the box writes to the
 inherited standard output cannot pass for an answer; whatever does not match is dropped and counted. `_meta` is made
-here from nothing, so no proof, token or header of the client's goes upstream. A server's own requests are refused,
-except `ping` and `roots/list`, which shows /workspace and nothing else (rule 8). The conversation ends with the answer:
-nobody waits for the server to shut down, its box is removed.
+here from nothing, so no proof, token or header of the client's goes upstream. Of a server's own requests we answer
+`ping` and `roots/list`, which shows /workspace and nothing else; what it asks the client goes through `relay`, which
+refuses unless the profile allows it (rule 8), and its box stands still for as long as that takes. The conversation
+ends with the answer: nobody waits for the server to shut down, its box is removed.
 
 A modern server (2026-07-28) takes a call in one message. An older one wants its handshake first. Which of the two a
 server is, the reading of its list finds out, once.
@@ -14,26 +15,28 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
 
-from fumehood.execution import ServerStreams
+from fumehood.execution import Parking, Streams
 from fumehood.faults import ExchangeFailed
 from fumehood.gateway import frames, strict_json
 from fumehood.gateway.protocol import (
     CAPABILITIES_KEY,
     CLIENT_INFO_KEY,
     HANDSHAKE_VERSIONS,
+    LOG_LEVEL_KEY,
     METHOD_NOT_FOUND,
     MODERN_VERSIONS,
     NAME,
     UNSUPPORTED_VERSION,
     VERSION_KEY,
     Era,
+    ServerError,
     printable,
 )
 from fumehood.reasons import Reason
@@ -44,34 +47,80 @@ MAX_SERVER_REQUESTS = 100
 MAX_PROGRESS = 10_000
 MAX_MESSAGE_CHARS = 4096
 PROBE_S = 5.0
-# Messages of the protocol that nobody asked for: the list is pinned, and we declare no wish for logs.
+MAX_ROUNDS = 100
+# Messages of the protocol that nobody asked for: the lists are pinned.
 UNHEARD = frozenset(
     {
-        "notifications/message",
         "notifications/cancelled",
+        "notifications/elicitation/complete",
         "notifications/tools/list_changed",
         "notifications/prompts/list_changed",
         "notifications/resources/list_changed",
-        "notifications/resources/updated",
     }
 )
+ASKING = frozenset({"elicitation/create", "sampling/createMessage"})
 
-Progress = Callable[[dict[str, Any]], Awaitable[None]]
+Questions = Mapping[str, Mapping[str, Any]]
+
+
+class Relay(Protocol):
+    """What of a server's own messages reaches its client. `Silent` lets nothing through."""
+
+    @property
+    def wants_progress(self) -> bool:
+        """Whether the client asked for progress."""
+        ...
+
+    async def progress(self, told: dict[str, Any]) -> None:
+        """A report of progress, checked."""
+        ...
+
+    async def message(self, params: Mapping[str, Any]) -> None:
+        """A line of the server's log."""
+        ...
+
+    async def updated(self, uri: str) -> None:
+        """A resource that the server says has changed."""
+        ...
+
+    async def ask(self, streams: Parking, questions: Questions) -> dict[str, Any]:
+        """The client's answers, by the questions' names; the box is parked meanwhile. Raises `ExchangeFailed`."""
+        ...
+
+
+class Silent:
+    """A conversation without a client: the reading of a catalogue, the greeting of a session."""
+
+    wants_progress = False
+
+    async def progress(self, told: dict[str, Any]) -> None:
+        """Drop it."""
+
+    async def message(self, params: Mapping[str, Any]) -> None:
+        """Drop it."""
+
+    async def updated(self, uri: str) -> None:
+        """Drop it."""
+
+    async def ask(self, streams: Parking, questions: Questions) -> dict[str, Any]:  # noqa: ARG002 - the protocol's
+        """Refuse."""
+        raise ExchangeFailed(Reason.INPUT_REQUIRED, "nobody is there to be asked")
 
 
 class ServerAnsweredError(ExchangeFailed):
-    """The server answered with a JSON-RPC error."""
+    """The server answered with a JSON-RPC error, which is `value`."""
 
     def __init__(self, error: Mapping[str, Any]) -> None:
         """Carry its code and, fit for one line, its message."""
         code, message = error.get("code"), error.get("message")
         self.code = code if type(code) is int else 0
         super().__init__(Reason.SERVER_ERROR, f"{self.code}: {printable(str(message))}")
+        self.value = ServerError(self.code, str(message), error.get("data"))
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a call of a tool gave: the server's result as it came, and how many lines belonged to nothing."""
+    """What a request gave: the server's result as it came, and how many lines belonged to nothing."""
 
     result: dict[str, Any]
     stray_frames: int
@@ -83,6 +132,7 @@ class ClientFacts:
 
     capabilities: Mapping[str, Any]
     workspace: bool = False
+    log_level: str | None = None
 
     @property
     def info(self) -> dict[str, Any]:
@@ -93,11 +143,11 @@ class ClientFacts:
 class Conversation:
     """One server's messages. One request at a time."""
 
-    def __init__(self, streams: ServerStreams, client: ClientFacts, progress: Progress | None = None) -> None:
-        """Talk over `streams` on behalf of `client`; `progress` receives the parameters of progress notifications."""
+    def __init__(self, streams: Streams, client: ClientFacts, relay: Relay | None = None) -> None:
+        """Talk over `streams` on behalf of `client`; what the server says by the way goes to `relay`."""
         self._streams = streams
         self._client = client
-        self._progress = progress
+        self._relay: Relay = Silent() if relay is None else relay
         self._token = secrets.token_hex(16)
         self._frames = 0
         self._reported = 0
@@ -113,7 +163,9 @@ class Conversation:
             meta[VERSION_KEY] = MODERN_VERSIONS[-1]
             meta[CAPABILITIES_KEY] = dict(self._client.capabilities)
             meta[CLIENT_INFO_KEY] = self._client.info
-        if self._progress is not None:
+            if self._client.log_level is not None:
+                meta[LOG_LEVEL_KEY] = self._client.log_level
+        if self._relay.wants_progress:
             meta["progressToken"] = self._token
         return meta
 
@@ -158,9 +210,15 @@ class Conversation:
             case frames.Request():
                 await self._refuse_or_answer(message)
             case frames.Notification(method="notifications/progress", params=dict() as params) if (
-                self._progress is not None and params.get("progressToken") == self._token
+                self._relay.wants_progress and params.get("progressToken") == self._token
             ):
-                await self._report(self._progress, params)
+                await self._report(params)
+            case frames.Notification(method="notifications/message", params=dict() as params):
+                self._understood = True
+                await self._relay.message(params)
+            case frames.Notification(method="notifications/resources/updated", params={"uri": str() as uri}):
+                self._understood = True
+                await self._relay.updated(uri)
             case frames.Notification(method=method) if method in UNHEARD:
                 self._understood = True
             case _:
@@ -184,11 +242,37 @@ class Conversation:
         elif request.method == "roots/list":
             root = {"uri": "file:///workspace", "name": "workspace"}
             reply["result"] = {"roots": [root] if self._client.workspace else []}
+        elif request.method in ASKING:
+            try:
+                question = {"method": request.method, "params": request.params or {}}
+                reply["result"] = (await self._relay.ask(self._streams, {"it": question}))["it"]
+            except ExchangeFailed as error:
+                if error.reason is not Reason.INPUT_REQUIRED:
+                    raise
+                # The server goes on without an answer; that it asked is its own affair.
+                reply["error"] = {"code": METHOD_NOT_FOUND, "message": error.detail or error.reason.meaning}
         else:
-            reply["error"] = {"code": METHOD_NOT_FOUND, "message": f"{NAME} does not let servers ask their clients"}
+            reply["error"] = {"code": METHOD_NOT_FOUND, "message": f"{NAME} knows no request {printable(request.method, 80)!r}"}
         await self._streams.send(strict_json.dumps(reply))
 
-    async def _report(self, progress: Progress, params: Mapping[str, Any]) -> None:
+    async def answers(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """The client's answers to an `input_required` result, as the parameters of the next round have them."""
+        questions, state = result.get("inputRequests"), result.get("requestState")
+        if questions is None and isinstance(state, str):
+            return {"requestState": state}  # it only wants to be asked again
+        if not isinstance(questions, dict) or not all(_is_question(each) for each in questions.values()):
+            raise ExchangeFailed(Reason.SERVER_GARBAGE, "what it asks for is no question")
+        root = {"uri": "file:///workspace", "name": "workspace"}
+        answers: dict[str, Any] = {
+            name: {"roots": [root] if self._client.workspace else []}
+            for name, each in questions.items()
+            if each["method"] == "roots/list"
+        }
+        if wanted := {name: each for name, each in questions.items() if name not in answers}:
+            answers |= await self._relay.ask(self._streams, wanted)
+        return {"inputResponses": answers} | ({"requestState": state} if isinstance(state, str) else {})
+
+    async def _report(self, params: Mapping[str, Any]) -> None:
         self._understood = True
         self._reported += 1
         done, total, message = params.get("progress"), params.get("total"), params.get("message")
@@ -199,7 +283,7 @@ class Conversation:
             told["total"] = total
         if isinstance(message, str) and len(message) <= MAX_MESSAGE_CHARS:
             told["message"] = message
-        await progress(told)
+        await self._relay.progress(told)
 
     def _explained(self, error: ExchangeFailed) -> ExchangeFailed:
         if error.reason is not Reason.SERVER_DIED or self._understood or not self.stray_frames:
@@ -208,12 +292,28 @@ class Conversation:
         return ExchangeFailed(Reason.SERVER_GARBAGE, f"it ended after writing {quoted!r}")
 
 
+def _is_question(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.get("method") in ASKING | {"roots/list"}
+        and isinstance(value.get("params", {}), dict)
+    )
+
+
 def _number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-async def discover(conversation: Conversation, client: ClientFacts) -> Era:
-    """Find out which era the server speaks, and be ready to ask it for its tools.
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What a server says of itself: the era that it speaks, and the capabilities that it declares."""
+
+    era: Era
+    capabilities: Mapping[str, Any]
+
+
+async def discover(conversation: Conversation, client: ClientFacts) -> Greeting:
+    """Find out which era the server speaks, and be ready to ask it for what it has.
 
     The probe is the modern `server/discover`; an error, or silence, leads to the handshake. A modern server that was
     only slow refuses the handshake by naming the modern revision.
@@ -226,46 +326,90 @@ async def discover(conversation: Conversation, client: ClientFacts) -> Era:
             found = {}
         versions = found.get("supportedVersions")
         if isinstance(versions, list) and MODERN_VERSIONS[-1] in versions:
-            return Era(MODERN_VERSIONS[-1])
+            return Greeting(Era(MODERN_VERSIONS[-1]), _map(found.get("capabilities")))
     try:
         return await shake_hands(conversation, client, HANDSHAKE_VERSIONS[-1])
     except ServerAnsweredError as error:
         if error.code != UNSUPPORTED_VERSION:
             raise
-        return Era(MODERN_VERSIONS[-1])
+        found = await conversation.request("server/discover", probe)
+        return Greeting(Era(MODERN_VERSIONS[-1]), _map(found.get("capabilities")))
 
 
-async def shake_hands(conversation: Conversation, client: ClientFacts, version: str) -> Era:
+async def shake_hands(conversation: Conversation, client: ClientFacts, version: str) -> Greeting:
     """Open a conversation of the older kind, offering `version`."""
     offer = {"protocolVersion": version, "capabilities": client.capabilities, "clientInfo": client.info}
-    chosen = (await conversation.request("initialize", offer)).get("protocolVersion")
+    answer = await conversation.request("initialize", offer)
+    chosen = answer.get("protocolVersion")
     if chosen not in HANDSHAKE_VERSIONS:
         detail = f"it wants the unknown revision {printable(str(chosen))!r}"
         raise ExchangeFailed(Reason.SERVER_GARBAGE, detail)
     await conversation.notify("notifications/initialized")
-    return Era(chosen)
+    return Greeting(Era(chosen), _map(answer.get("capabilities")))
 
 
-async def call_tool(
-    streams: ServerStreams,
+async def greet(streams: Streams, *, client: ClientFacts, era: Era) -> None:
+    """Open the conversation with a server whose era is known; a modern one needs no opening. Raises `ExchangeFailed`."""
+    if not era.modern:
+        await shake_hands(Conversation(streams, client), client, era.version)
+
+
+async def request(
+    streams: Streams,
     *,
     client: ClientFacts,
-    era: Era,
-    name: str,
-    arguments: Mapping[str, Any],
-    progress: Progress | None,
+    greeting: Greeting,
+    method: str,
+    params: Mapping[str, Any],
+    relay: Relay,
+    greeted: bool = False,
 ) -> Said:
-    """Call one tool. Raises `ExchangeFailed`."""
-    conversation = Conversation(streams, client, progress)
+    """Make one request, through as many rounds as the server and the profile want. Raises `ExchangeFailed`."""
+    conversation = Conversation(streams, client, relay)
+    era = greeting.era
     if not era.modern:
-        await shake_hands(conversation, client, era.version)
-    params: dict[str, Any] = {"name": name, "arguments": arguments}
-    if meta := conversation.envelope(modern=era.modern):
-        params["_meta"] = meta
-    result = await conversation.request("tools/call", params)
-    kind = result.get("resultType", "complete")
-    if kind == "input_required":
-        raise ExchangeFailed(Reason.INPUT_REQUIRED)
-    if kind != "complete" or not isinstance(result.get("content"), list):
-        raise ExchangeFailed(Reason.SERVER_GARBAGE, "its answer is no result of a tool")
-    return Said(result, conversation.stray_frames)
+        if not greeted:
+            await shake_hands(conversation, client, era.version)
+        if client.log_level is not None and "logging" in greeting.capabilities:
+            await conversation.request("logging/setLevel", {"level": client.log_level})
+    told: Mapping[str, Any] = params
+    for _ in range(MAX_ROUNDS):
+        meta = conversation.envelope(modern=era.modern)
+        result = await conversation.request(method, {**told, "_meta": meta} if meta else told)
+        match result.get("resultType", "complete"):
+            case "complete":
+                if not isinstance(result.get(_MEMBER[method], _ABSENT), _SHAPE[method]):
+                    break
+                return Said(result, conversation.stray_frames)
+            case "input_required" if method in _MAY_ASK:
+                told = {**params, **await conversation.answers(result)}
+            case _:
+                break
+    else:
+        raise ExchangeFailed(Reason.INPUT_REQUIRED, f"it asked more than {MAX_ROUNDS} times")
+    raise ExchangeFailed(Reason.SERVER_GARBAGE, f"its answer is no result of {method}")
+
+
+_MAY_ASK = frozenset({"tools/call", "prompts/get", "resources/read"})
+_ABSENT = object()
+# The member by which a result is known for what it is; an empty result has none.
+_MEMBER = {
+    "tools/call": "content",
+    "prompts/get": "messages",
+    "resources/read": "contents",
+    "completion/complete": "completion",
+    "resources/subscribe": "",
+    "resources/unsubscribe": "",
+}
+_SHAPE: Mapping[str, type] = {
+    "tools/call": list,
+    "prompts/get": list,
+    "resources/read": list,
+    "completion/complete": dict,
+    "resources/subscribe": object,
+    "resources/unsubscribe": object,
+}
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,156 +1,304 @@
-"""What a client's request becomes: a listing from the pinned catalogue, or one call in a box of its own.
+"""What a client's request becomes: a page of a pinned list, or one call in a box.
 
-Invariants: a tool that the profile does not allow is neither listed nor called, and asking for it starts nothing; the
-arguments that were judged are the arguments that are sent; every call, refused or not, leaves a closed record; a result
-tells its task. Knows nothing of the SDK and nothing of boxes: `adapter` is before it, `run_call` behind it.
+`Gateway.answer` is the one door, for every transport and every era. Invariants: names of one server are bare, those of
+several carry `server__`, so that no two can meet; a result tells its task; what a client may be asked in mid-call
+goes through `relay`; a call whose client must come back for it is kept in `ongoing`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
-from fumehood.execution import ServerStreams
-from fumehood.gateway import catalogue, exchange, results
-from fumehood.gateway.catalogue import Catalogue, Shelf, UnreadError
-from fumehood.gateway.exchange import ClientFacts, Progress, Said
-from fumehood.gateway.protocol import INVALID_PARAMS, TASK_KEY, Era, GatewayError, printable
-from fumehood.model import Deny, Outcome, Profile, Result, Sender, ToolCall, WorkspaceMode
+import anyio
+import anyio.abc
+
+from fumehood.gateway import lists, results
+from fumehood.gateway.catalogue import Catalogue, UnreadError
+from fumehood.gateway.events import Event, Events
+from fumehood.gateway.exchange import Said
+from fumehood.gateway.ongoing import Calls, Ongoing, described
+from fumehood.gateway.peer import Channel, Client
+from fumehood.gateway.protocol import (
+    INVALID_PARAMS,
+    LOG_LEVEL_KEY,
+    LOG_LEVELS,
+    METHOD_NOT_FOUND,
+    SESSION_KEY,
+    TASK_KEY,
+    TASKS_EXTENSION,
+    GatewayError,
+    printable,
+)
+from fumehood.gateway.relay import ClientRelay
+from fumehood.gateway.routes import Routes
+from fumehood.gateway.sessions import Sessions
+from fumehood.gateway.upstream import Refuse, Run, Served, Upstream, Wanted, failed
+from fumehood.model import Kind, Outcome
 from fumehood.reasons import Reason
+from fumehood.residence import Residences
 
-Converse = Callable[[ServerStreams], Awaitable[Any]]
-Run = Callable[[ToolCall, tuple[str, ...], Converse], Awaitable[Outcome]]
-Refuse = Callable[[ToolCall, Deny], Awaitable[Outcome]]
-
-# A list may be kept as long as a person waits: the catalogue lives as long as the gateway, not as long as the client.
-LIST_TTL_MS = 60_000
+TASK_PATIENCE_S = 10.0
+MAX_SUBSCRIPTIONS = 256
+LISTS = {
+    "tools/list": "tools",
+    "prompts/list": "prompts",
+    "resources/list": "resources",
+    "resources/templates/list": "resourceTemplates",
+}
+CALLS = {
+    "tools/call": Kind.TOOL,
+    "prompts/get": Kind.PROMPT,
+    "resources/read": Kind.RESOURCE,
+    "completion/complete": Kind.COMPLETION,
+}
+METHODS = frozenset(
+    {
+        *LISTS, *CALLS, "resources/subscribe", "resources/unsubscribe", "logging/setLevel",
+        "tasks/get", "tasks/update", "tasks/cancel",
+    }
+)  # fmt: skip
 _log = logging.getLogger("fumehood")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """What one gateway serves: one server's command, under one profile, for one sender."""
-
-    profile: Profile
-    argv: tuple[str, ...]
-    sender: Sender
-    workspace_fd: int | None = None
-    workspace_path: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """The asking side: how it speaks, and the capabilities that it declared, as it declared them."""
-
-    era: Era
-    capabilities: Mapping[str, Any]
-
-
 class Gateway:
-    """One server behind one front. `run` and `refuse` are `run_call` with an Exchange, and a record of a refusal."""
+    """Servers behind one front, for any number of clients. Make it with `open_gateway`."""
 
-    def __init__(self, served: Served, run: Run, refuse: Refuse, new_task: Callable[[], str]) -> None:
-        """Serve `served`; nothing is started before the first request needs it."""
-        self._served = served
+    def __init__(
+        self, servers: Sequence[Served], run: Run, refuse: Refuse, new_task: Callable[[], str],
+        tasks: anyio.abc.TaskGroup, residences: Residences,
+    ) -> None:  # fmt: skip
+        """Serve `servers`; nothing is started before the first request needs it."""
+        self.events = Events()
         self._run = run
         self._refuse = refuse
         self._new_task = new_task
-        self._shelf = Shelf()
+        self._sessions = Sessions(tasks, run, residences)
+        self._calls = Calls(tasks)
+        self._levels: dict[str, str] = {}
+        self._subscribed: dict[str, set[str]] = {}
+        self._routes = Routes([self._upstream(served) for served in servers])
 
-    async def list_tools(self, client: Client, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The result of `tools/list`. Raises `GatewayError`."""
-        if params.get("cursor") is not None:
-            raise GatewayError(INVALID_PARAMS, "Invalid cursor: the list has one page")
+    def _upstream(self, served: Served) -> Upstream:
+        return Upstream(served, self._run, self._refuse, self._new_task, self._sessions)
+
+    def serve(self, servers: Sequence[Served]) -> None:
+        """Serve these from now on. Calls under way end under what they began with; what did not change keeps its pins."""
+        known = {upstream.served.identity: upstream for upstream in self._routes.upstreams}
+        self._routes = Routes([known.get(served.identity) or self._upstream(served) for served in servers])
+        for kind in ("tools", "prompts", "resources"):
+            self.events.publish(Event(kind))
+
+    async def answer(self, client: Client, method: str, params: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+        """The result of one request. Raises `GatewayError`."""
+        if method in LISTS:
+            return await self._list(client, method, params)
+        if method in CALLS:
+            return await self._call(client, method, params, channel)
+        if method.startswith("tasks/") and method in METHODS:
+            return self._task(client, method, params)
+        if method in METHODS:
+            return results.finished(self._of_connection(client, method, params), {}, modern=client.era.modern)
+        raise GatewayError(METHOD_NOT_FOUND, f"Method not found: {printable(method, 80)}")
+
+    def capabilities(self, client: Client) -> dict[str, Any]:
+        """What the gateway declares, by what the profiles allow: no server is started for it."""
+        profiles = [upstream.profile for upstream in self._routes.upstreams]
+        shown: dict[str, Any] = {}
+        for kind in ("tools", "prompts", "resources"):
+            if any(getattr(profile, kind) != frozenset() for profile in profiles):
+                shown[kind] = {"listChanged": True}
+        if "resources" in shown:
+            shown["resources"]["subscribe"] = True
+        if any(profile.completion for profile in profiles):
+            shown["completions"] = {}
+        shown["logging"] = {}
+        if client.era.modern:
+            shown["extensions"] = {TASKS_EXTENSION: {}}
+        return shown
+
+    async def ended(self, connection: str) -> None:
+        """Forget a connection that is over, and end its sessions."""
+        self._levels.pop(connection, None)
+        self._subscribed.pop(connection, None)
+        await self._sessions.ended(connection)
+
+    async def close(self) -> None:
+        """End every session, in order."""
+        await self._sessions.end_all()
+
+    async def _list(self, client: Client, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[Upstream, Catalogue] = {}
+        failures: list[GatewayError] = []
+
+        async def read(upstream: Upstream) -> None:
+            try:
+                found[upstream] = await upstream.catalogue(client)
+            except UnreadError as error:
+                failures.append(results.error_of(error.outcome))
+            except GatewayError as error:
+                failures.append(error)
+            else:
+                return
+            _log.warning("the server %s is not listed: %s", upstream.name, failures[-1].message)
+
+        routes = self._routes
+        async with anyio.create_task_group() as tasks:
+            for upstream in routes.upstreams:
+                tasks.start_soon(read, upstream)
+        if failures and not found:
+            raise failures[0]
+        member = LISTS[method]
+        entries = routes.listed(member, found)
+        page = lists.page(member, entries, params.get("cursor"), modern=client.era.modern)
+        return results.finished(page, {}, modern=client.era.modern)
+
+    async def _call(
+        self, client: Client, method: str, params: Mapping[str, Any], channel: Channel
+    ) -> dict[str, Any]:
+        given = params.get("_meta")
+        meta: Mapping[str, Any] = given if isinstance(given, dict) else {}
+        bound = _bound(method, params)
+        if (state := params.get("requestState")) is not None:
+            answers = params.get("inputResponses")
+            if not isinstance(state, str) or not isinstance(answers, dict):
+                raise GatewayError(INVALID_PARAMS, "Invalid params: inputResponses is needed with requestState")
+            return await self._calls.go_on(client.sender, bound, state, answers)
+        if params.get("inputResponses") is not None:
+            raise GatewayError(INVALID_PARAMS, "Invalid params: nothing was asked that this could answer")
         try:
-            pinned = await self._catalogue(client)
+            route = await self._routes.of(CALLS[method], params, client)
         except UnreadError as error:
             raise results.error_of(error.outcome) from error
-        listed: dict[str, Any] = {"tools": pinned.listed(self._served.profile.tools)}
+        level = self._level(client, meta)
+        session = meta.get(SESSION_KEY)
+        wanted = replace(
+            route.wanted, method=method, log_level=level, session=session if isinstance(session, str) else None
+        )
+        return await self._carried(client, route.upstream, wanted, bound, channel, _token(meta))
+
+    async def _carried(
+        self, client: Client, upstream: Upstream, wanted: Wanted, bound: str, channel: Channel, token: str | int | None
+    ) -> dict[str, Any]:
+        """Run a call in its request, or apart from it when its client may have to come back for it."""
+        ask = upstream.profile.ask
+        may_ask = client.era.modern and (ask.elicitation or ask.sampling) and wanted.kind is not Kind.COMPLETION
+        as_task = client.era.modern and wanted.kind is Kind.TOOL and _takes_tasks(client)
+        call = upstream.call_of(client, wanted)
+
+        async def carry(ongoing: Ongoing | None) -> dict[str, Any]:
+            relay = ClientRelay(
+                client, channel, server=upstream.name, ask=ask, progress_token=token, log_level=wanted.log_level,
+                round_trip=ongoing.ask if ongoing is not None and may_ask else None,
+                on_updated=lambda uri: self._updated(client, uri),
+            )  # fmt: skip
+            outcome, handle = await upstream.carry(client, wanted, call, relay)
+            return _told(outcome, wanted, client, handle)
+
+        if not may_ask and not as_task:
+            return await carry(None)
+        ongoing = Ongoing(client.sender, bound, call.task)
+        return await self._calls.begin(ongoing, carry, patience_s=TASK_PATIENCE_S if as_task else None)
+
+    def _task(self, client: Client, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        call = self._calls.task(client.sender, params.get("taskId"))
+        shown: dict[str, Any] = {}
+        if method == "tasks/get":
+            shown = described(call)
+        elif method == "tasks/cancel":
+            call.scope.cancel()
+        elif isinstance(answers := params.get("inputResponses"), dict):
+            call.answer(answers)
+        else:
+            raise GatewayError(INVALID_PARAMS, "Invalid params: inputResponses is needed")
+        return results.finished(shown, {}, modern=True)
+
+    def _of_connection(self, client: Client, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What only concerns the client's own connection, and runs no server's code."""
+        connection = client.connection
+        if connection is None:
+            raise GatewayError(METHOD_NOT_FOUND, f"{method} needs a connection that lasts")
+        if method == "logging/setLevel":
+            level = params.get("level")
+            if level not in LOG_LEVELS:
+                raise GatewayError(INVALID_PARAMS, f"Invalid params: a level is one of {', '.join(LOG_LEVELS)}")
+            self._levels[connection] = level
+            return {}
+        uri = params.get("uri")
+        if not isinstance(uri, str):
+            raise GatewayError(INVALID_PARAMS, "Invalid params: a uri is needed")
+        mine = self._subscribed.setdefault(connection, set())
+        if method == "resources/unsubscribe":
+            mine.discard(uri)
+        elif not self._routes.may_read(uri):
+            raise GatewayError(INVALID_PARAMS, f"no profile allows the resource {printable(uri, 200)!r}")
+        elif len(mine) >= MAX_SUBSCRIPTIONS:
+            raise GatewayError(INVALID_PARAMS, f"at most {MAX_SUBSCRIPTIONS} resources can be subscribed to")
+        else:
+            mine.add(uri)
+        return {}
+
+    def _level(self, client: Client, meta: Mapping[str, Any]) -> str | None:
         if client.era.modern:
-            listed |= {"ttlMs": LIST_TTL_MS, "cacheScope": "private"}
-        return results.finished(listed, {}, modern=client.era.modern)
+            level = meta.get(LOG_LEVEL_KEY)
+            return level if level in LOG_LEVELS else None
+        return self._levels.get(client.connection or "")
 
-    async def call_tool(self, client: Client, params: Mapping[str, Any], progress: Progress | None) -> dict[str, Any]:
-        """The result of `tools/call`. Raises `GatewayError`."""
-        name, arguments = params.get("name"), params.get("arguments")
-        arguments = {} if arguments is None else arguments
-        if not isinstance(name, str) or not isinstance(arguments, dict):
-            raise GatewayError(INVALID_PARAMS, "Invalid params: a name and an object of arguments are needed")
-        if params.get("requestState") is not None or params.get("inputResponses") is not None:
-            raise GatewayError(INVALID_PARAMS, "Invalid params: nothing was asked that this could answer")
-        modern = client.era.modern
-        call = self._call(name, arguments)
+    def _updated(self, client: Client, uri: str) -> None:
+        if self._routes.may_read(uri):
+            connections = frozenset(name for name, uris in self._subscribed.items() if uri in uris)
+            self.events.publish(Event("resource", uri, client.sender, connections))
+
+
+@asynccontextmanager
+async def open_gateway(
+    servers: Sequence[Served], run: Run, refuse: Refuse, new_task: Callable[[], str], residences: Residences
+) -> AsyncIterator[Gateway]:
+    """A gateway for the length of the body; its sessions are ended, and its calls cancelled, with it."""
+    async with anyio.create_task_group() as tasks:
+        gateway = Gateway(servers, run, refuse, new_task, tasks, residences)
         try:
-            pinned = await self._judge(client, call)
-        except UnreadError as error:
-            return self._told(error.outcome, modern=modern)
-        if isinstance(pinned, Deny):
-            outcome = await self._refuse(call, pinned)
-            if pinned.reason in (Reason.TOOL_UNKNOWN, Reason.TOOL_NOT_ALLOWED):
-                raise GatewayError(INVALID_PARAMS, results.sentence(outcome), results.facts(outcome))
-            return self._told(outcome, modern=modern)
-        facts = self._facts(client)
-        talk = partial(
-            exchange.call_tool, client=facts, era=pinned.era, name=name, arguments=arguments, progress=progress
-        )
-        return self._told(await self._run(call, self._served.argv, talk), modern=modern)
+            yield gateway
+        finally:
+            with anyio.CancelScope(shield=True):
+                await gateway.close()
+            tasks.cancel_scope.cancel()
 
-    async def _judge(self, client: Client, call: ToolCall) -> Catalogue | Deny:
-        """The catalogue that the call was judged by, or why it is refused. Raises `UnreadError`."""
-        allowed, name = self._served.profile.tools, call.tool or ""
-        shown = printable(name, 80)
-        if allowed is not None and name not in allowed:
-            # Before the catalogue: a refused name must not cost a box, nor tell whether the server has such a tool.
-            detail = f"the profile does not allow the tool {shown!r}"
-            return Deny(reason=Reason.TOOL_NOT_ALLOWED, rule="gateway.allow", detail=detail)
-        pinned = await self._catalogue(client)
-        tool = pinned.tools.get(name)
-        if tool is None:
-            return Deny(reason=Reason.TOOL_UNKNOWN, rule="gateway.catalogue", detail=f"there is no tool {shown!r}")
-        if tool.schema is None:
-            detail = f"the input schema of {shown!r} cannot be judged: {tool.unusable}"
-            return Deny(reason=Reason.SCHEMA_UNUSABLE, rule="gateway.schema", detail=detail)
-        if (fault := tool.schema.fault(call.arguments)) is not None:
-            return Deny(reason=Reason.ARGUMENTS_INVALID, rule="gateway.schema", detail=fault)
-        return pinned
 
-    async def _catalogue(self, client: Client) -> Catalogue:
-        facts = self._facts(client)
+def _told(outcome: Outcome, wanted: Wanted, client: Client, handle: str | None) -> dict[str, Any]:
+    """What the client gets of an outcome: of a tool a result in any case, of anything else an error when it failed."""
+    modern = client.era.modern
+    if failed(outcome):
+        _log.warning("task %s: %s", outcome.task, results.sentence(outcome))
+        refused_name = outcome.reason in (Reason.TOOL_UNKNOWN, Reason.TOOL_NOT_ALLOWED)
+        if wanted.kind is not Kind.TOOL or refused_name:
+            raise results.error_of(outcome)
+        return results.unsuccessful(outcome, modern=modern)
+    said: Said = outcome.value
+    if said.stray_frames:
+        _log.warning("task %s: %d lines of the server's output were no messages", outcome.task, said.stray_frames)
+    if outcome.pending:
+        _log.warning("task %s: its changes wait: `fumehood commit %s`", outcome.task, outcome.task)
+    ours = {TASK_KEY: outcome.task} | ({} if handle is None else {SESSION_KEY: handle})
+    return results.finished(said.result, ours, modern=modern)
 
-        async def reading(probe: bool) -> Outcome:
-            call = self._call(None, {})
-            return await self._run(call, self._served.argv, partial(catalogue.read, client=facts, probe=probe))
 
-        return await self._shelf.get(client.capabilities, reading)
+def _bound(method: str, params: Mapping[str, Any]) -> str:
+    """What a later round of the same request must repeat: everything but the answers and the envelope."""
+    fixed = {name: value for name, value in params.items() if name not in {"_meta", "inputResponses", "requestState"}}
+    return hashlib.sha256(json.dumps([method, fixed], sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
-    def _facts(self, client: Client) -> ClientFacts:
-        mounted = self._served.profile.filesystem.workspace is not WorkspaceMode.NONE
-        return ClientFacts(client.capabilities, workspace=mounted)
 
-    def _call(self, tool: str | None, arguments: Mapping[str, Any]) -> ToolCall:
-        served = self._served
-        return ToolCall(
-            task=self._new_task(),
-            tool=tool,
-            arguments=arguments,
-            sender=served.sender,
-            profile=served.profile if tool is not None else catalogue.reading_profile(served.profile),
-            workspace_fd=served.workspace_fd,
-            workspace_path=served.workspace_path,
-            front_door="gateway" if tool is not None else "catalogue",
-        )
+def _token(meta: Mapping[str, Any]) -> str | int | None:
+    token = meta.get("progressToken")
+    return token if type(token) in (str, int) else None
 
-    @staticmethod
-    def _told(outcome: Outcome, *, modern: bool) -> dict[str, Any]:
-        if outcome.result is not Result.OK or not isinstance(outcome.value, Said):
-            _log.warning("task %s: %s", outcome.task, results.sentence(outcome))
-            return results.unsuccessful(outcome, modern=modern)
-        said = outcome.value
-        if said.stray_frames:
-            _log.warning("task %s: %d lines of the server's output were no messages", outcome.task, said.stray_frames)
-        if outcome.pending:
-            _log.warning("task %s: its changes wait: `fumehood commit %s`", outcome.task, outcome.task)
-        return results.finished(said.result, {TASK_KEY: outcome.task}, modern=modern)
+
+def _takes_tasks(client: Client) -> bool:
+    extensions = client.capabilities.get("extensions")
+    return isinstance(extensions, dict) and TASKS_EXTENSION in extensions

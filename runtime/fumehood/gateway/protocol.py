@@ -19,8 +19,13 @@ CAPABILITIES_KEY: Final = "io.modelcontextprotocol/clientCapabilities"
 CLIENT_INFO_KEY: Final = "io.modelcontextprotocol/clientInfo"
 SERVER_INFO_KEY: Final = "io.modelcontextprotocol/serverInfo"
 
+LOG_LEVEL_KEY: Final = "io.modelcontextprotocol/logLevel"
+TASKS_EXTENSION: Final = "io.modelcontextprotocol/tasks"
+
 TASK_KEY: Final = "fumehood/task"
 OUTCOME_KEY: Final = "fumehood/outcome"
+SESSION_KEY: Final = "fumehood/session"
+SERVER_KEY: Final = "fumehood/server"
 OWN_PREFIX: Final = "fumehood/"
 
 PARSE_ERROR: Final = -32700
@@ -28,7 +33,11 @@ INVALID_REQUEST: Final = -32600
 METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
+RESOURCE_NOT_FOUND: Final = -32002
 UNSUPPORTED_VERSION: Final = -32022
+
+LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+"""RFC 5424's names, least first."""
 
 # -32000..-32019 are a server's to define; the SDK takes -32000 and -32001 for itself.
 CALL_REFUSED: Final = -32010
@@ -48,6 +57,15 @@ class GatewayError(Exception):
         self.code = code
         self.message = message
         self.data = data
+
+
+@dataclass(frozen=True, slots=True)
+class ServerError:
+    """A server's own JSON-RPC error."""
+
+    code: int
+    message: str
+    data: Any
 
 
 @dataclass(frozen=True, slots=True)

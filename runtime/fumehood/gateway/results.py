@@ -15,12 +15,14 @@ from fumehood.gateway.protocol import (
     CALL_FAILED,
     CALL_KILLED,
     CALL_REFUSED,
+    INVALID_PARAMS,
     NAME,
     OUTCOME_KEY,
     OWN_PREFIX,
     SERVER_INFO_KEY,
     TASK_KEY,
     GatewayError,
+    ServerError,
     printable,
 )
 from fumehood.model import Outcome, Result
@@ -75,5 +77,13 @@ def finished(result: Mapping[str, Any], ours: Mapping[str, Any], *, modern: bool
 
 
 def error_of(outcome: Outcome) -> GatewayError:
-    """The JSON-RPC error for an outcome that has no tool result to go into."""
-    return GatewayError(_CODES.get(outcome.result, CALL_FAILED), sentence(outcome), facts(outcome))
+    """The JSON-RPC error for an outcome that has no tool result to go into: the server's own, or ours.
+
+    A name that is not to be had is the client's mistake, whoever says so.
+    """
+    if isinstance(outcome.value, ServerError):
+        error = outcome.value
+        return GatewayError(error.code, printable(error.message, 1000), error.data)
+    named = outcome.reason in (Reason.TOOL_UNKNOWN, Reason.TOOL_NOT_ALLOWED, Reason.NOT_KNOWN, Reason.NOT_ALLOWED)
+    code = INVALID_PARAMS if named else _CODES.get(outcome.result, CALL_FAILED)
+    return GatewayError(code, sentence(outcome), facts(outcome))

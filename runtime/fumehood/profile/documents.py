@@ -195,6 +195,22 @@ class FilesystemDocument(Strict):
     tmp: Annotated[int, *_size(2**16)] = Field(default=64 * 2**20, description="Size of the private /tmp.")
 
 
+class AskDocument(Strict):
+    """What a server may ask its client in the middle of a call; its box waits, frozen, for the answer."""
+
+    elicitation: bool = Field(default=False, description="May it put a form or a link before the user?")
+    sampling: bool = Field(default=False, description="May it have the client's model write something?")
+    most: int = Field(default=10, ge=1, le=100, description="Questions of one call.")
+    wait: Annotated[float, *_duration(1)] = Field(default=300.0, description="How long one answer is waited for.")
+
+
+class SessionDocument(Strict):
+    """How long the box of a session is kept."""
+
+    idle: Annotated[float, *_duration(1)] = Field(default=300.0, description="Without a call.")
+    lifetime: Annotated[float, *_duration(1)] = Field(default=3600.0, description="In all.")
+
+
 class NetworkDocument(Strict):
     """Reserved: a box has no network but its own loopback."""
 
@@ -213,8 +229,16 @@ class ProfileDocument(Strict):
     )
     scope: Literal["call", "session"] = Field(default="call", description="One box a call, or one a session.")
     tools: Allow = Field(default=Allow(), description="Tools that may be listed and called.")
-    resources: Allow = Field(default=Allow(), description="Resource URIs that may be read.")
+    resources: Allow = Field(
+        default=Allow(), description="Resource URIs that may be read; one that ends in `*` allows all that begin so."
+    )
     prompts: Allow = Field(default=Allow(), description="Prompts that may be fetched.")
+    completion: bool = Field(default=False, description="May arguments of allowed prompts and templates be completed?")
+    ask: AskDocument = Field(default=AskDocument())
+    session: SessionDocument = Field(default=SessionDocument(), description="For `scope: session`.")
+    results: Literal["refuse", "spill"] = Field(
+        default="refuse", description="A result over `limits.result`: an error, or kept and linked to."
+    )
     engine: Literal["docker", "oci"] | None = Field(default=None, description="Default: the configuration's.")
     runtime: Literal["runc", "crun", "runsc"] | None = Field(default=None, description="Default: whichever works.")
     limits: LimitsDocument = Field(default=LimitsDocument())

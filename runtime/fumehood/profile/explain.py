@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fumehood.model import CommitMode, Profile, Scope, UserNamespace, WorkspaceMode
+from fumehood.model import CommitMode, Oversize, Profile, Scope, UserNamespace, WorkspaceMode
 from fumehood.profile.units import duration_text, size_text
 
 _UNIX_SOCKET = 1
@@ -21,6 +21,15 @@ def shown(value: Profile) -> dict[str, Any]:
         "command": list(value.command),
         "scope": value.scope.value,
         **{kind: {"allow": _names(getattr(value, kind))} for kind in ("tools", "resources", "prompts")},
+        "completion": value.completion,
+        "ask": {
+            "elicitation": value.ask.elicitation,
+            "sampling": value.ask.sampling,
+            "most": value.ask.most,
+            "wait": duration_text(value.ask.wait_s),
+        },
+        **({"session": _session(value)} if value.scope is Scope.SESSION else {}),
+        "results": value.results.value,
         "engine": value.engine,
         "runtime": value.runtime,
         "limits": {
@@ -59,7 +68,13 @@ def sentences(value: Profile) -> list[str]:
 def _what_runs(value: Profile) -> list[str]:
     command = f"`{' '.join(value.command)}`" if value.command else "the command that the caller gives"
     per_call = value.scope is Scope.CALL
-    box = "Every call runs in a box of its own, used once." if per_call else "All calls of one session share a box."
+    life = value.session
+    box = (
+        "Every call runs in a box of its own, used once."
+        if per_call
+        else "All calls of one client's session share a box, frozen between them, which is removed after"
+        f" {duration_text(life.idle_s)} without a call and {duration_text(life.lifetime_s)} in all."
+    )
     engine = f"by the {value.engine} engine" if value.engine else "by whichever engine the host has"
     runtime = f" with {value.runtime}" if value.runtime else ""
     namespace = (
@@ -81,6 +96,16 @@ def _what_may_be_called(value: Profile) -> list[str]:
             lines.append(f"Clients can use the {kind} {', '.join(sorted(allowed))}, and see no other.")
         else:
             lines.append(f"Clients can use no {what}.")
+    if value.completion:
+        lines.append("Clients can have arguments of these prompts and resource templates completed.")
+    asks = [name for name, may in (("its user", value.ask.elicitation), ("its model", value.ask.sampling)) if may]
+    if asks:
+        lines.append(
+            f"In mid-call it can put up to {value.ask.most} questions to the client, for {' and '.join(asks)}, and is"
+            f" frozen for up to {duration_text(value.ask.wait_s)} until each is answered."
+        )
+    else:
+        lines.append("In mid-call it can ask the client nothing.")
     return lines
 
 
@@ -137,8 +162,13 @@ def _bounds(value: Profile) -> list[str]:
         f"It can use {limits.cpu:g} CPU and {size_text(limits.memory_bytes)} of memory.",
         f"It can have {limits.pids} processes and threads, and {limits.open_files} open files in each process.",
         f"Of each output stream {size_text(limits.output_bytes)} is kept.",
-        f"A result may have {size_text(limits.result_bytes)}.",
+        f"A result may have {size_text(limits.result_bytes)}"
+        + ("; a larger one is kept and linked to." if value.results is Oversize.SPILL else "."),
     ]
+
+
+def _session(value: Profile) -> dict[str, str]:
+    return {"idle": duration_text(value.session.idle_s), "lifetime": duration_text(value.session.lifetime_s)}
 
 
 def _names(allowed: frozenset[str] | None) -> list[str] | str:

@@ -26,14 +26,17 @@ from fumehood import __version__
 from fumehood.faults import FumehoodError
 from fumehood.model import (
     ArgumentTest,
+    Ask,
     CommitMode,
     Filesystem,
     Limits,
+    Oversize,
     Profile,
     ReadOnlyMount,
     Scope,
     SeccompPolicy,
     SeccompRule,
+    SessionLife,
     UserNamespace,
     WorkspaceMode,
 )
@@ -46,7 +49,7 @@ ENTRIES = 64  # a script that names a new path at every call must not fill the d
 _HERE = Path(__file__).parent
 _FIELDS: dict[type, set[str]] = {
     kind: {each.name for each in fields(kind)}
-    for kind in (Profile, Limits, Filesystem, ReadOnlyMount, SeccompPolicy, SeccompRule, ArgumentTest)
+    for kind in (Profile, Ask, SessionLife, Limits, Filesystem, ReadOnlyMount, SeccompPolicy, SeccompRule, ArgumentTest)
 }
 Kind = TypeVar("Kind")
 
@@ -99,6 +102,8 @@ def encoded(profile: Profile) -> dict[str, Any]:
     return {
         **{name: getattr(profile, name) for name in _FIELDS[Profile]},
         **{kind: _listed(getattr(profile, kind)) for kind in ("tools", "resources", "prompts")},
+        "ask": asdict(profile.ask),
+        "session": asdict(profile.session),
         "limits": asdict(profile.limits),
         "filesystem": asdict(profile.filesystem),
         "seccomp": profile.seccomp.fields(),
@@ -117,6 +122,10 @@ def decoded(stored: object) -> Profile:
         tools=_names(has["tools"]),
         resources=_names(has["resources"]),
         prompts=_names(has["prompts"]),
+        completion=_as(bool, has["completion"]),
+        ask=_ask(has["ask"]),
+        session=_session(has["session"]),
+        results=Oversize(has["results"]),
         engine=_text_or_none(has["engine"]),
         runtime=_text_or_none(has["runtime"]),
         limits=_limits(has["limits"]),
@@ -139,6 +148,21 @@ def _forget_oldest(kept: Path) -> None:
     written = sorted((path.stat().st_mtime_ns, path) for path in kept.iterdir())
     for _, path in written[:-ENTRIES]:
         path.unlink(missing_ok=True)
+
+
+def _ask(stored: object) -> Ask:
+    has = _map_of(Ask, stored)
+    return Ask(
+        elicitation=_as(bool, has["elicitation"]),
+        sampling=_as(bool, has["sampling"]),
+        most=_as(int, has["most"]),
+        wait_s=_as(float, has["wait_s"]),
+    )
+
+
+def _session(stored: object) -> SessionLife:
+    has = _map_of(SessionLife, stored)
+    return SessionLife(idle_s=_as(float, has["idle_s"]), lifetime_s=_as(float, has["lifetime_s"]))
 
 
 def _limits(stored: object) -> Limits:

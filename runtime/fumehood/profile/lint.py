@@ -58,6 +58,25 @@ def _widening(parent: Profile, child: Profile) -> Iterator[Finding]:
     other_calls = f"{more}other system calls ({child.seccomp.name} instead of {parent.seccomp.name})"
     checks: list[tuple[bool, Path, str]] = [
         (child.scope is Scope.SESSION and parent.scope is Scope.CALL, ("scope",), f"{more}a box for many calls"),
+        (child.completion and not parent.completion, ("completion",), f"{more}completion of arguments"),
+        (
+            child.ask.elicitation and not parent.ask.elicitation,
+            ("ask", "elicitation"),
+            f"{more}questions to the user",
+        ),
+        (child.ask.sampling and not parent.ask.sampling, ("ask", "sampling"), f"{more}questions to the client's model"),
+        (child.ask.most > parent.ask.most, ("ask", "most"), f"{more}{child.ask.most} questions"),
+        (child.ask.wait_s > parent.ask.wait_s, ("ask", "wait"), f"{more}{duration_text(child.ask.wait_s)} of waiting"),
+        (
+            child.session.idle_s > parent.session.idle_s,
+            ("session", "idle"),
+            f"{more}{duration_text(child.session.idle_s)} without a call",
+        ),
+        (
+            child.session.lifetime_s > parent.session.lifetime_s,
+            ("session", "lifetime"),
+            f"{more}sessions of {duration_text(child.session.lifetime_s)}",
+        ),
         (child.seccomp.digest != parent.seccomp.digest, ("seccomp",), other_calls),
         (loosened, ("user_namespace",), f"{more}a box without a user namespace"),
         (bool(risks), ("accept_risk",), f"{more}accepts {', '.join(risks)}"),

@@ -11,13 +11,16 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fumehood.model import (
+    Ask,
     CommitMode,
     Filesystem,
     Limits,
+    Oversize,
     Profile,
     ReadOnlyMount,
     Scope,
     SeccompPolicy,
+    SessionLife,
     UserNamespace,
     WorkspaceMode,
     digest_of,
@@ -26,7 +29,7 @@ from fumehood.profile.documents import DISK_UNLIMITED, Allow, ProfileDocument, S
 from fumehood.profile.problems import Problem
 from fumehood.profile.source import Path, Source
 
-_OVERLAID = ("limits", "filesystem", "tools", "resources", "prompts", "network")
+_OVERLAID = ("limits", "filesystem", "tools", "resources", "prompts", "network", "ask", "session")
 
 
 def merge(parent: ProfileDocument, child: ProfileDocument) -> ProfileDocument:
@@ -73,6 +76,21 @@ def judge(document: ProfileDocument, source: Source) -> list[Problem]:
             "expected at most `limits.wall`: a longer silence can never be reached",
         ),
         (
+            "session" in document.model_fields_set and document.scope != "session",
+            ("session",),
+            "expected `scope: session` beside it",
+        ),
+        (
+            document.session.idle > document.session.lifetime,
+            ("session", "idle"),
+            "expected at most `session.lifetime`",
+        ),
+        (
+            document.scope == "session" and files.commit == "ask",
+            ("filesystem", "commit"),
+            "expected auto or never beside `scope: session`: a session's changes land when it ends",
+        ),
+        (
             len({mount.name for mount in files.mounts}) != len(files.mounts),
             ("filesystem", "mounts"),
             "expected each mount's name once",
@@ -99,6 +117,15 @@ def profile(name: str, document: ProfileDocument, seccomp: SeccompPolicy) -> Pro
         tools=_names(document.tools),
         resources=_names(document.resources),
         prompts=_names(document.prompts),
+        completion=document.completion,
+        ask=Ask(
+            elicitation=document.ask.elicitation,
+            sampling=document.ask.sampling,
+            most=document.ask.most,
+            wait_s=document.ask.wait,
+        ),
+        session=SessionLife(idle_s=document.session.idle, lifetime_s=document.session.lifetime),
+        results=Oversize(document.results),
         engine=document.engine,
         runtime=document.runtime,
         limits=Limits(

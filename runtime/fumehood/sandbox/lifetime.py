@@ -6,35 +6,30 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
-from typing import Any, Protocol
 
 import anyio
 
 from fumehood.faults import BoxFailed
 from fumehood.lifecycle import Event
-from fumehood.model import Binding, CommitMode, Outcome, Plan, Result, WorkspaceMode
-from fumehood.ports import Exited, Ports, Settled
+from fumehood.model import Binding, CommitMode, Outcome, Plan, Result, Usage, WorkspaceMode
+from fumehood.ports import Exited, Made, Ports, Settled
 from fumehood.reasons import Reason
+from fumehood.sandbox.borrowing import Borrowed, borrowed
+from fumehood.sandbox.log import Log
 
 REMOVE_DEADLINE_S = 20.0
 _log = logging.getLogger("fumehood")
 
 
-class Log(Protocol):
-    """The part of a record's log that a box writes to."""
-
-    async def event(self, event: Event, **facts: Any) -> None:
-        """Note one step."""
-        ...
-
-
 class Box:
     """The box of one call, as the stages use it."""
 
-    def __init__(self, plan: Plan, ports: Ports, log: Log) -> None:
+    def __init__(self, plan: Plan, made: Made, ports: Ports, log: Log) -> None:
         self._task = plan.call.task
         self._broker = ports.broker
         self._log = log
+        self.engine = made.engine
+        self.container = made.container
 
     async def bind(self, binding: Binding) -> None:
         """Attach the call's own things."""
@@ -57,6 +52,24 @@ class Box:
         """End the box's processes now."""
         await self._broker.kill(self._task, reason)
 
+    async def freeze(self, seconds: float) -> Usage:
+        """Stop everything in it, for at most so long; what was used since it went on."""
+        return await self._broker.freeze(self._task, seconds)
+
+    async def thaw(self) -> None:
+        """Let it go on."""
+        await self._broker.thaw(self._task)
+
+    async def park(self, seconds: float) -> None:
+        """Let the box stand still while somebody is asked something."""
+        await self.freeze(seconds)
+        await self._log.event(Event.PARK)
+
+    async def resume(self) -> None:
+        """Go on with the answer."""
+        await self.thaw()
+        await self._log.event(Event.RESUME)
+
     async def put(self, source: int, path: str) -> None:
         """Copy a file into the workspace before the start."""
         await self._broker.put(self._task, source, path)
@@ -73,15 +86,19 @@ class Box:
 
 
 @asynccontextmanager
-async def box(plan: Plan, ports: Ports, log: Log) -> AsyncIterator[Box]:
-    """Hold a box for the body, and remove it however the body ends."""
+async def box(plan: Plan, ports: Ports, log: Log) -> AsyncIterator[Box | Borrowed]:
+    """Hold a box for the body, and remove it however the body ends; or the session's box, and give it back."""
     task = plan.call.task
+    if plan.call.session is not None:
+        async with borrowed(plan, ports, log) as held:
+            yield held
+        return
     try:
         made = await ports.broker.make(task, plan.frame)
         await log.event(
             Event.MAKE, engine=made.engine, container=made.container, frame=plan.frame.digest, image=plan.frame.image, **made.facts
         )
-        yield Box(plan, ports, log)
+        yield Box(plan, made, ports, log)
     finally:
         # Also when `make` itself was cancelled: the broker may be half way, and removes what it made.
         with anyio.move_on_after(REMOVE_DEADLINE_S, shield=True) as removing:
@@ -94,11 +111,11 @@ async def box(plan: Plan, ports: Ports, log: Log) -> AsyncIterator[Box]:
             _log.error("%s: the box was not removed within %.0f s; the next start sweeps it", task, REMOVE_DEADLINE_S)
 
 
-async def settle(box: Box, plan: Plan, outcome: Outcome) -> Outcome:
+async def settle(box: Box | Borrowed, plan: Plan, outcome: Outcome) -> Outcome:
     """Let the changes of a call that succeeded land, wait, or vanish, as the profile says; those of any other vanish."""
     mode = plan.binding.workspace
-    if mode not in {WorkspaceMode.RW, WorkspaceMode.SCRATCH}:
-        return outcome
+    if isinstance(box, Borrowed) or mode not in {WorkspaceMode.RW, WorkspaceMode.SCRATCH}:
+        return outcome  # a session's changes are settled when it ends
     filesystem = plan.call.profile.filesystem
     actions = {CommitMode.AUTO: "commit", CommitMode.ASK: "hold", CommitMode.NEVER: "discard"}
     landed = outcome.result is Result.OK and mode is WorkspaceMode.RW

@@ -6,7 +6,7 @@ holds what is the call's own.
 
 from __future__ import annotations
 
-from fumehood.model import Binding, Deny, Frame, Grant, Plan, WorkspaceMode
+from fumehood.model import Binding, Deny, Frame, Grant, Kind, Plan, WorkspaceMode
 
 
 def plan(grant: Grant) -> Plan | Deny:
@@ -41,6 +41,6 @@ def plan(grant: Grant) -> Plan | Deny:
             disk_bytes=limits.disk_bytes,
             disk_unlimited=limits.disk_unlimited,
             mounts=profile.filesystem.mounts,
-            wall_s=limits.wall_s,
+            wall_s=profile.session.lifetime_s if call.kind is Kind.SESSION else limits.wall_s,
         ),
     )

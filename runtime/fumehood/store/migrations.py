@@ -42,6 +42,10 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         ) STRICT, WITHOUT ROWID
         """,
     ),
+    2: (
+        "ALTER TABLE records ADD COLUMN session TEXT",
+        "CREATE INDEX records_of_session ON records (session, task) WHERE session IS NOT NULL",
+    ),
 }
 
 VERSION = max(MIGRATIONS)

@@ -47,6 +47,8 @@ class Wanted:
     tool: str | None = None
     result: str | None = None
     profile: str | None = None
+    session: str | None = None
+    front_door: str | None = None
     since: float | None = None
     until: float | None = None
     before_task: str | None = None
@@ -56,6 +58,8 @@ _TESTS: dict[str, Callable[[Any], ColumnElement[bool]]] = {
     "tool": lambda name: (RECORDS.c.tool == name) | (RECORDS.c.command == name),
     "result": lambda result: IS_OPEN if result == State.OPEN.value else RECORDS.c.result == result,
     "profile": lambda name: RECORDS.c.profile == name,
+    "session": lambda task: RECORDS.c.session == task,
+    "front_door": lambda name: RECORDS.c.front_door == name,
     "since": lambda at_s: RECORDS.c.opened_at >= at_s,
     "until": lambda at_s: RECORDS.c.opened_at < at_s,
     "before_task": lambda task: RECORDS.c.task < task,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, literal_column, select, update
 
 from fumehood.lifecycle import NEXT, State
 from fumehood.model import Result
@@ -65,13 +65,18 @@ class Step:
     facts: Mapping[str, Any]
 
 
+def _kept(column: str) -> ColumnElement[Any]:
+    """The new value where there is one: a call that is resumed has its read-back already."""
+    return func.coalesce(bindparam(column, type_=RECORDS.c[column].type), RECORDS.c[column])
+
+
 # Statements are made once: SQLAlchemy takes longer to build one than SQLite takes to run it.
 _OPEN = insert(RECORDS).prefix_with("OR IGNORE")
 _IS_MINE = (RECORDS.c.task == bindparam("of_task"), RECORDS.c.runtime_id == bindparam("of_runtime"))
 _MOVE = {
     state: update(RECORDS)
     .where(*_IS_MINE, RECORDS.c.state.in_([literal_column(f"'{name}'") for name in before]))
-    .values(state=state.value, **{column: bindparam(column) for column in _COLUMNS.get(state, {})})
+    .values(state=state.value, **{column: _kept(column) for column in _COLUMNS.get(state, {})})
     for state, before in _BEFORE.items()
     if before
 }

@@ -79,6 +79,8 @@ RECORDS = Table(
     Column("timings", JSON(none_as_null=True)),
     Column("readback", JSON(none_as_null=True)),
     Column("teardown", JSON(none_as_null=True)),
+    # The task of the session whose box the call ran in.
+    Column("session", String),
 )
 
 EVENTS = Table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from fumehood.model import (
     Filesystem,
     Grant,
     Image,
+    Kind,
     Scope,
     Sender,
     ToolCall,
@@ -67,10 +69,51 @@ def test_a_missing_image_names_the_command_that_builds_it() -> None:
     assert "fumehood image build nosuch" in found.line()
 
 
-def test_a_session_scope_is_refused_by_name() -> None:
-    found = verify.check(call_with(WorkspaceMode.NONE, scope=Scope.SESSION), OneImage())
+def test_a_call_cannot_join_a_session_under_a_profile_that_keeps_none() -> None:
+    found = verify.check(replace(call_with(WorkspaceMode.NONE), session="0" * 26), OneImage())
     assert isinstance(found, Deny)
-    assert found.reason is Reason.UNENFORCEABLE
+    assert found.rule == "profile.scope"
+    assert isinstance(verify.check(replace(call_with(WorkspaceMode.NONE, scope=Scope.SESSION), session="0" * 26), OneImage()), Verified)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "allows"),
+    [
+        (Kind.PROMPT, "greet", {"prompts": frozenset({"greet"})}),
+        (Kind.RESOURCE, "memo://one", {"resources": frozenset({"memo://one"})}),
+        (Kind.RESOURCE, "file:///workspace/a/b", {"resources": frozenset({"file:///workspace/*"})}),
+        (Kind.COMPLETION, "greet", {"completion": True}),
+        (Kind.SESSION, None, {"scope": Scope.SESSION}),
+    ],
+)
+def test_every_kind_of_call_needs_its_own_permission(kind: Kind, name: str | None, allows: dict[str, Any]) -> None:
+    def judged(**profile: Any) -> Verdict | Deny:
+        call = replace(call_with(WorkspaceMode.NONE, **profile), kind=kind, tool=name)
+        return policy.evaluate(verified(call), owner_uid=0)
+
+    assert isinstance(judged(**allows), Verdict)
+    found = judged(tools=None)
+    assert isinstance(found, Deny)
+    assert found.reason is Reason.NOT_ALLOWED
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///workspace/../etc/passwd",
+        "file:///workspace/%2e%2e/etc/passwd",
+        "file:///workspace/.%2E/etc/passwd",
+        "file:///workspace/a%2f..%2f..%2fetc",
+        "file:///workspace\\..\\x",
+        "file:///workspac",
+        "FILE:///workspace/a",
+    ],
+)
+def test_a_uri_cannot_leave_the_beginning_that_is_allowed(uri: str) -> None:
+    call = replace(
+        call_with(WorkspaceMode.NONE, resources=frozenset({"file:///workspace/*"})), kind=Kind.RESOURCE, tool=uri
+    )
+    assert isinstance(policy.evaluate(verified(call), owner_uid=0), Deny)
 
 
 @pytest.mark.parametrize("allowed", [frozenset[str](), frozenset({"git_diff"}), frozenset({"GIT_LOG", "git_log "})])

@@ -41,7 +41,9 @@ def test_a_v1_host_has_a_tree_a_controller() -> None:
     trees = trees_of(V1)
     assert (trees.v2, trees.missing()) == (None, [])
     shared = ROOT / "cpu,cpuacct/g"
-    assert trees.folders("g") == {"memory": ROOT / "memory/g", "pids": ROOT / "pids/g", "cpu": shared, "cpuacct": shared}
+    assert trees.folders("g") == {
+        "memory": ROOT / "memory/g", "pids": ROOT / "pids/g", "cpu": shared, "cpuacct": shared, "freezer": ROOT / "freezer/g",
+    }  # fmt: skip
     # runc makes its own group in every tree, those that we need nothing of included.
     assert {ROOT / "freezer/g", ROOT / "systemd/g"} <= set(trees.everywhere("g"))
 

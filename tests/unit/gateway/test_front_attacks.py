@@ -12,7 +12,7 @@ from peer import media
 from raw_client import ENVELOPE, connect
 
 from fumehood.gateway import protocol
-from fumehood.model import Result
+from fumehood.model import Ask, Result
 from fumehood.reasons import Reason
 
 pytestmark = pytest.mark.anyio
@@ -235,7 +235,7 @@ async def test_content_passes_byte_for_byte(mode: str) -> None:
             assert json.dumps(result[member]) == json.dumps(wanted[member])
         meta = result["_meta"]
         assert meta["example.org/kept"] == 1
-        assert meta[protocol.TASK_KEY].startswith("task"), "the server's forged member is gone"
+        assert meta[protocol.TASK_KEY] == client.spine.outcomes[-1][0].task, "the server's forged member is gone"
         assert protocol.OUTCOME_KEY not in meta
         assert result["resultType"] == "complete"
 
@@ -287,8 +287,9 @@ async def test_a_server_that_misbehaves_in_mid_call_gives_one_typed_result(tool:
 
 async def test_a_server_that_hangs_is_killed_by_its_wall_clock_limit() -> None:
     async with connect(wall_s=1) as client:
-        assert outcome_of(await client.call("hang")) == {
-            "task": "task0000000000000000000001",
+        told = outcome_of(await client.call("hang"))
+        assert told == {
+            "task": client.spine.outcomes[-1][0].task,
             "result": "killed",
             "reason": "wall",
             "rule": None,
@@ -318,7 +319,7 @@ async def test_a_server_may_not_sample_or_elicit_and_sees_no_root_but_the_worksp
 
 
 async def test_the_list_is_pinned_for_each_set_of_client_capabilities() -> None:
-    async with connect() as client:
+    async with connect(ask=Ask(sampling=True)) as client:
 
         async def listed(number: int, capabilities: dict[str, Any]) -> bool:
             meta = {protocol.CAPABILITIES_KEY: capabilities}
@@ -443,7 +444,7 @@ async def test_an_older_client_before_its_handshake_calls_nothing() -> None:
 
 @pytest.mark.parametrize("version", protocol.HANDSHAKE_VERSIONS)
 async def test_an_older_client_gets_results_of_its_era(version: str) -> None:
-    async with connect() as client:
+    async with connect(ask=Ask(sampling=True)) as client:
         info = {"name": "old", "version": "0"}
         offer = {"protocolVersion": version, "capabilities": {"sampling": {}}, "clientInfo": info}
         await client.send(id=1, method="initialize", params=offer)

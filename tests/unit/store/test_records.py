@@ -20,7 +20,7 @@ from fumehood.store.database import opened
 from fumehood.store.queries import Wanted
 from fumehood.store.records import EVENTS_OF_A_TASK, Step
 
-PATH = [state for state in State if state not in {State.OPEN, State.CLOSED}]
+PATH = [state for state in State if state not in {State.OPEN, State.PARKED, State.CLOSED}]
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_whole_path_is_a_timeline_and_fills_the_columns(conn: Connection) -> N
     files = (FileChange(path="a", kind="added", size_bytes=3, sha256="c" * 64),)
     assert close(conn, task, exit_code=0, usage=usage, files=files, timings_ms={"total": 8.0}, stdout_total_bytes=5)
     answer = queries.task(conn, task, after_seq=None)
-    assert [event["state"] for event in answer["events"]] == [state.value for state in State]
+    assert [event["state"] for event in answer["events"]] == ["open", *(state.value for state in PATH), "closed"]
     assert [event["seq"] for event in answer["events"]] == list(range(1, 13))
     assert not answer["more"]
     record = answer["record"]
@@ -240,7 +240,7 @@ def test_the_largest_record_comes_in_pages_that_fit_a_message(conn: Connection) 
         assert answer["events"]
         wire.encode({"id": 1, "ok": answer})
         seen += answer["events"]
-    assert [event["state"] for event in seen] == [state.value for state in State]
+    assert [event["state"] for event in seen] == ["open", *(state.value for state in PATH), "closed"]
 
 
 def test_a_prefix_names_a_task_when_only_one_begins_with_it(conn: Connection) -> None:

@@ -1,0 +1,40 @@
+"""What changed in a gateway, told to whoever listens: transports turn it into notifications of each client's era."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from fumehood.model import Sender
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A list that is another now (`tools`, `prompts`, `resources`), or one `resource` that has changed.
+
+    `sender` is whom it concerns, None for everybody; `connections` those that subscribed to the resource in the older way.
+    """
+
+    kind: Literal["tools", "prompts", "resources", "resource"]
+    uri: str | None = None
+    sender: Sender | None = None
+    connections: frozenset[str] = frozenset()
+
+
+class Events:
+    """The listeners of one gateway."""
+
+    def __init__(self) -> None:
+        """Have none."""
+        self._listeners: list[Callable[[Event], None]] = []
+
+    def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """Tell `listener` every event from now on; the result ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def publish(self, event: Event) -> None:
+        """Tell everybody."""
+        for listener in list(self._listeners):
+            listener(event)

@@ -1,0 +1,197 @@
+"""Calls that outlive the request that began them: between the rounds of a question, or as a task of the Tasks extension.
+
+A call runs in the gateway's own task group and is known to its client by a handle: unguessable, bound to the sender, and
+for a round also to exactly the request that it answers. Invariants: a handle of a round works once (the next round has
+another); whoever is not its sender learns nothing, not even that it exists; a request that is cancelled while it
+waits ends its call, and one that waits for nobody ends with its box's deadline; how many there are is bounded.
+
+Sources: MCP 2026-07-28, "Multi round-trip requests"; the extension io.modelcontextprotocol/tasks (SEP-2663).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+import anyio.abc
+
+from fumehood.gateway.exchange import Questions
+from fumehood.gateway.protocol import INTERNAL_ERROR, INVALID_PARAMS, TOO_MANY_REQUESTS, GatewayError
+from fumehood.model import Sender
+
+MAX_ONGOING = 256
+TASK_TTL_S = 3600.0
+POLL_MS = 500
+
+Carry = Callable[["Ongoing"], Awaitable[dict[str, Any]]]
+
+
+@dataclass(slots=True, eq=False)
+class Ongoing:
+    """One call under way. `bound` is what the request was, so that a later round cannot be another request's."""
+
+    sender: Sender
+    bound: str
+    task: str
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    began_s: float = field(default_factory=time.time)
+    changed_s: float = field(default_factory=time.time)
+    questions: Questions | None = None
+    result: dict[str, Any] | None = None
+    error: GatewayError | None = None
+    cancelled: bool = False
+    is_task: bool = False
+    _answers: dict[str, Any] = field(default_factory=dict)
+    _changed: anyio.Event = field(default_factory=anyio.Event)
+    _answered: anyio.Event = field(default_factory=anyio.Event)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is a result or an error."""
+        return self.result is not None or self.error is not None
+
+    async def ask(self, questions: Questions) -> Mapping[str, Any]:
+        """Put questions to the client, by whatever request of its comes next, and wait for the answers."""
+        self._answers, self._answered = {}, anyio.Event()
+        self._tell(questions=questions)
+        await self._answered.wait()
+        self._tell(questions=None)
+        return self._answers
+
+    def answer(self, answers: Mapping[str, Any]) -> None:
+        """Take answers, in one go or a few at a time; those to nothing that was asked are dropped."""
+        if self.questions is None:
+            return
+        self._answers |= {name: value for name, value in answers.items() if name in self.questions}
+        if self._answers.keys() == self.questions.keys():
+            self._answered.set()
+
+    async def turn(self) -> None:
+        """Return when there is something to tell the client: questions, or the end."""
+        while not self.is_over and (self.questions is None or self._answered.is_set()):
+            await self._changed.wait()
+
+    def end(self, *, result: dict[str, Any] | None = None, error: GatewayError | None = None) -> None:
+        """Say how the call ended."""
+        self.result, self.error = result, error
+        self._tell(questions=None)
+
+    def _tell(self, *, questions: Questions | None) -> None:
+        self.questions = questions
+        self.changed_s = time.time()
+        event, self._changed = self._changed, anyio.Event()
+        event.set()
+
+
+class Calls:
+    """The calls under way of one gateway."""
+
+    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Carry calls in `tasks`."""
+        self._tasks = tasks
+        self._rounds: dict[str, Ongoing] = {}
+        self._of_task: dict[str, Ongoing] = {}
+        self._count = 0
+
+    async def begin(self, call: Ongoing, carry: Carry, *, patience_s: float | None) -> dict[str, Any]:
+        """Start a call and wait for its first turn, or, with `patience_s`, give out a task when that takes longer."""
+        if self._count >= MAX_ONGOING:
+            raise GatewayError(TOO_MANY_REQUESTS, f"{MAX_ONGOING} calls are waiting for answers or to be fetched")
+        self._count += 1
+        self._tasks.start_soon(self._carry, call, carry)
+        return await self._next(call, patience_s)
+
+    async def go_on(self, sender: Sender, bound: str, handle: str, answers: Mapping[str, Any]) -> dict[str, Any]:
+        """Give a parked call the answers, and wait for its next turn. Raises `GatewayError`."""
+        call = self._rounds.get(handle)
+        if call is None or call.sender != sender or call.bound != bound:
+            raise GatewayError(INVALID_PARAMS, "Invalid params: this requestState is not of this request, or is used up")
+        if call.questions is not None and not answers.keys() >= call.questions.keys():
+            raise GatewayError(INVALID_PARAMS, "Invalid params: an answer is missing in inputResponses")
+        del self._rounds[handle]
+        call.answer(answers)
+        return await self._next(call, None)
+
+    def task(self, sender: Sender, task: Any) -> Ongoing:
+        """The call that a task id names. Raises `GatewayError`."""
+        self._prune()
+        call = self._of_task.get(task) if isinstance(task, str) else None
+        if call is None or call.sender != sender:
+            raise GatewayError(INVALID_PARAMS, "Invalid params: there is no such task")
+        return call
+
+    async def _next(self, call: Ongoing, patience_s: float | None) -> dict[str, Any]:
+        with anyio.move_on_after(patience_s) as waiting:
+            try:
+                await call.turn()
+            except anyio.get_cancelled_exc_class():
+                if not waiting.cancelled_caught and not waiting.cancel_called:
+                    call.scope.cancel()  # nobody waits for it any more
+                raise
+        if waiting.cancelled_caught:
+            call.is_task = True
+            self._of_task[call.task] = call
+            return {"resultType": "task", **described(call)}
+        if call.error is not None:
+            raise call.error
+        if call.result is not None:
+            return call.result
+        handle = secrets.token_urlsafe(32)
+        self._rounds[handle] = call
+        return {"resultType": "input_required", "inputRequests": dict(call.questions or {}), "requestState": handle}
+
+    async def _carry(self, call: Ongoing, carry: Carry) -> None:
+        try:
+            with call.scope:
+                call.end(result=await carry(call))
+        except GatewayError as error:
+            call.end(error=error)
+        except Exception as error:
+            call.end(error=GatewayError(INTERNAL_ERROR, "Internal error"))
+            raise error from None
+        finally:
+            if not call.is_over:
+                call.cancelled = True
+                call.end(error=GatewayError(INTERNAL_ERROR, "the call was cancelled"))
+            self._rounds = {handle: each for handle, each in self._rounds.items() if each is not call}
+            if not call.is_task:
+                self._count -= 1
+
+    def _prune(self) -> None:
+        """Forget tasks whose time to be fetched is over."""
+        now = time.time()
+        for task, call in list(self._of_task.items()):
+            if call.is_over and now - call.changed_s > TASK_TTL_S:
+                del self._of_task[task]
+                self._count -= 1
+
+
+def described(call: Ongoing) -> dict[str, Any]:
+    """A task as the extension shows it."""
+    shown: dict[str, Any] = {
+        "taskId": call.task,
+        "status": "working",
+        "createdAt": _iso(call.began_s),
+        "lastUpdatedAt": _iso(call.changed_s),
+        "ttlMs": int(TASK_TTL_S * 1000),
+        "pollIntervalMs": POLL_MS,
+    }
+    if call.cancelled:
+        return {**shown, "status": "cancelled"}
+    if call.error is not None:
+        error = {"code": call.error.code, "message": call.error.message}
+        return {**shown, "status": "failed", "error": error | ({} if call.error.data is None else {"data": call.error.data})}
+    if call.result is not None:
+        return {**shown, "status": "completed", "result": call.result}
+    if call.questions is not None:
+        return {**shown, "status": "input_required", "inputRequests": dict(call.questions)}
+    return shown
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

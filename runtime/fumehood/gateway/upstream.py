@@ -1,0 +1,191 @@
+"""One MCP server behind the gateway: its catalogue, and every request to it as a call in a box (rule 8).
+
+Invariants: what the profile does not allow is neither listed nor called, and asking for it starts nothing; the
+arguments that were judged are the arguments that are sent; every request that runs the server's code is a call with a
+record, whatever its method is. Knows nothing of the SDK and nothing of boxes: `front` is before it, `run_call` behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from fumehood.admission.policy import permits
+from fumehood.execution import Exchange, Visit, Work
+from fumehood.gateway import catalogue, exchange
+from fumehood.gateway.catalogue import Catalogue, Shelf, UnreadError
+from fumehood.gateway.exchange import ClientFacts, Relay
+from fumehood.gateway.peer import Client
+from fumehood.gateway.protocol import TASKS_EXTENSION, printable
+from fumehood.gateway.sessions import Sessions
+from fumehood.model import Ask, Deny, Kind, Outcome, Profile, Result, Scope, Sender, ToolCall, WorkspaceMode
+from fumehood.reasons import Reason
+
+Run = Callable[[ToolCall, Work], Awaitable[Outcome]]
+Refuse = Callable[[ToolCall, Deny], Awaitable[Outcome]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """One server of a gateway: its command, under one profile."""
+
+    name: str
+    profile: Profile
+    argv: tuple[str, ...]
+    workspace_fd: int | None = None
+    workspace_path: str | None = None
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What makes it another server than it was: everything but the number of a descriptor."""
+        return (self.name, self.profile.name, self.profile.digest, self.argv, self.workspace_path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A request to a server. `name` is what the profile judges: a tool's or prompt's name, a URI; `params` go upstream."""
+
+    kind: Kind
+    method: str
+    name: str
+    params: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    session: str | None = None
+    log_level: str | None = None
+
+
+class Upstream:
+    """One server. `run` is `run_call`; `refuse` makes the record of what the gateway itself refuses."""
+
+    def __init__(
+        self, served: Served, run: Run, refuse: Refuse, new_task: Callable[[], str], sessions: Sessions
+    ) -> None:
+        """Start nothing before the first request needs it."""
+        self.served = served
+        self._run = run
+        self._refuse = refuse
+        self._new_task = new_task
+        self._sessions = sessions
+        self._shelf = Shelf()
+
+    @property
+    def name(self) -> str:
+        """The operator's name for it."""
+        return self.served.name
+
+    @property
+    def profile(self) -> Profile:
+        """What the operator allows it."""
+        return self.served.profile
+
+    async def catalogue(self, client: Client) -> Catalogue:
+        """What the server has, as it says to a client that declares this. Raises `UnreadError` or `GatewayError`."""
+        facts = self._facts(client)
+
+        async def reading(probe: bool) -> Outcome:
+            profile = catalogue.reading_profile(self.profile)
+            call = replace(self._call(client.sender, Kind.COMMAND, None, {}), profile=profile, front_door="catalogue")
+            converse = partial(catalogue.read, client=facts, profile=profile, probe=probe)
+            return await self._run(call, Exchange(self.served.argv, converse))
+
+        return await self._shelf.get(facts.capabilities, reading)
+
+    def call_of(self, client: Client, wanted: Wanted) -> ToolCall:
+        """The call that a request becomes."""
+        return self._call(client.sender, wanted.kind, wanted.name, wanted.arguments)
+
+    async def carry(self, client: Client, wanted: Wanted, call: ToolCall, relay: Relay) -> tuple[Outcome, str | None]:
+        """Judge a call and run it: its outcome, and the handle of a session that began with it.
+
+        Raises `GatewayError` for a handle of no session.
+        """
+        try:
+            pinned = await self._judge(client, wanted, call)
+            if isinstance(pinned, Deny):
+                return await self._refuse(call, pinned), None
+            facts = replace(self._facts(client), log_level=wanted.log_level)
+            converse = partial(
+                exchange.request, client=facts, greeting=pinned.greeting, method=wanted.method, params=wanted.params, relay=relay
+            )
+            if self.profile.scope is Scope.CALL:
+                return await self._run(call, Exchange(self.served.argv, converse)), None
+            hosting = replace(
+                self._call(client.sender, Kind.SESSION, None, {}), front_door="session"
+            )
+            session, handle = await self._sessions.of(
+                hosting, self.name, connection=client.connection, handle=wanted.session, argv=self.served.argv,
+                greeting=pinned.greeting, facts=facts,
+            )  # fmt: skip
+        except UnreadError as error:
+            return error.outcome, None
+        if session.outcome is not None and session.residence.is_over:
+            return session.outcome, None
+        outcome = await self._run(replace(call, session=session.task), Visit(partial(converse, greeted=True)))
+        return outcome, handle
+
+    async def _judge(self, client: Client, wanted: Wanted, call: ToolCall) -> Catalogue | Deny:
+        """The catalogue that the call was judged by, or why it is refused. Raises `UnreadError`."""
+        shown = printable(wanted.name, 80)
+        if not permits(self.profile, wanted.kind, wanted.name):
+            # Before the catalogue: a refused name must not cost a box, nor tell whether the server has such a thing.
+            kind = wanted.kind.value
+            reason = Reason.TOOL_NOT_ALLOWED if wanted.kind is Kind.TOOL else Reason.NOT_ALLOWED
+            return Deny(reason=reason, rule="gateway.allow", detail=f"the profile does not allow the {kind} {shown!r}")
+        pinned = await self.catalogue(client)
+        match wanted.kind:
+            case Kind.TOOL:
+                return _judged_tool(pinned, wanted.name, call.arguments) or pinned
+            case Kind.PROMPT if wanted.name not in pinned.prompts:
+                return Deny(reason=Reason.NOT_KNOWN, rule="gateway.catalogue", detail=f"there is no prompt {shown!r}")
+        return pinned
+
+    def _facts(self, client: Client) -> ClientFacts:
+        mounted = self.profile.filesystem.workspace is not WorkspaceMode.NONE
+        return ClientFacts(presented(client.capabilities, self.profile.ask), workspace=mounted)
+
+    def _call(self, sender: Sender, kind: Kind, name: str | None, arguments: Mapping[str, Any]) -> ToolCall:
+        served = self.served
+        return ToolCall(
+            task=self._new_task(),
+            tool=name,
+            kind=kind,
+            arguments=arguments,
+            sender=sender,
+            profile=served.profile,
+            workspace_fd=served.workspace_fd,
+            workspace_path=served.workspace_path,
+            front_door="gateway",
+        )
+
+
+def _judged_tool(pinned: Catalogue, name: str, arguments: Mapping[str, Any]) -> Deny | None:
+    shown = printable(name, 80)
+    tool = pinned.tools.get(name)
+    if tool is None:
+        return Deny(reason=Reason.TOOL_UNKNOWN, rule="gateway.catalogue", detail=f"there is no tool {shown!r}")
+    if tool.schema is None:
+        detail = f"the input schema of {shown!r} cannot be judged: {tool.unusable}"
+        return Deny(reason=Reason.SCHEMA_UNUSABLE, rule="gateway.schema", detail=detail)
+    if (fault := tool.schema.fault(arguments)) is not None:
+        return Deny(reason=Reason.ARGUMENTS_INVALID, rule="gateway.schema", detail=fault)
+    return None
+
+
+def presented(declared: Mapping[str, Any], ask: Ask) -> dict[str, Any]:
+    """What a server is told that its client can: as declared, less what the profile forbids and what is ours to do.
+
+    A server's lists can vary with it, so it is what the catalogue is pinned by.
+    """
+    dropped = {kind for kind in ("elicitation", "sampling") if not getattr(ask, kind)} | {"tasks"}
+    shown = {name: value for name, value in declared.items() if name not in dropped}
+    extensions = shown.get("extensions")
+    if isinstance(extensions, dict) and TASKS_EXTENSION in extensions:
+        shown["extensions"] = {name: value for name, value in extensions.items() if name != TASKS_EXTENSION}
+    return shown
+
+
+def failed(outcome: Outcome) -> bool:
+    """Whether there is nothing of the server's to pass on."""
+    return outcome.result is not Result.OK or not isinstance(outcome.value, exchange.Said)

@@ -1,0 +1,194 @@
+"""A box that outlives one call: the server of a session, frozen between the calls that visit it (rule 10).
+
+The session is a task of its own whose work is to host; every call in it is a task too, with its own record and its own
+admission, that borrows the box for its length. Invariants: one visitor at a time; a visitor has the sender, the
+profile and the workspace of the session, or is refused; the box stands still whenever nobody visits; when the session
+ends, a visitor inside ends with it, and no other gets in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import anyio
+
+from fumehood.faults import BoxFailed, Refused
+from fumehood.model import Deny, Plan, ToolCall, Usage
+from fumehood.reasons import Reason
+
+# The broker ends a box that nobody thaws; the session's own clock ends it earlier, and in order.
+BACKSTOP_S = 30.0
+
+
+class ServerStreams(Protocol):
+    """A server's stdin and stdout, a line a message."""
+
+    async def send(self, frame: bytes) -> None:
+        """Write one message; the newline is added."""
+        ...
+
+    async def receive(self) -> bytes:
+        """The next line without its newline. Raises ExchangeFailed(SERVER_DIED | RESULT_TOO_LARGE)."""
+        ...
+
+
+class HeldBox(Protocol):
+    """The part of a box that holding it needs."""
+
+    container: str
+    engine: str
+
+    async def freeze(self, seconds: float) -> Usage:
+        """Stop everything in it; what was used since it went on."""
+        ...
+
+    async def thaw(self) -> None:
+        """Let it go on."""
+        ...
+
+    async def kill(self, reason: Reason) -> None:
+        """End it."""
+        ...
+
+
+class Residence:
+    """One session's box, from its server's first answer to its end."""
+
+    def __init__(self, session: str) -> None:
+        """Be the residence of the session with this task id; nobody can visit before `open`."""
+        self.session = session
+        self.visits = 0
+        self._turn = anyio.Lock()
+        self._opened = anyio.Event()
+        self._over = anyio.Event()
+        self._host: tuple[Plan, HeldBox, ServerStreams] | None = None
+        self._touched = anyio.Event()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the session has ended, or is about to."""
+        return self._over.is_set()
+
+    def end(self) -> None:
+        """End the session. Idempotent."""
+        self._over.set()
+        self._touched.set()
+
+    async def opened(self) -> None:
+        """Return when the server answers, or will not any more."""
+        await self._opened.wait()
+
+    async def host(self, plan: Plan, box: HeldBox, streams: ServerStreams) -> None:
+        """Keep the box until the session is ended, idle for too long, or as old as it may become."""
+        life = plan.call.profile.session
+        self._host = (plan, box, streams)
+        try:
+            await box.freeze(life.idle_s + BACKSTOP_S)
+            self._opened.set()
+            with anyio.move_on_after(life.lifetime_s):
+                await self._while_used(life.idle_s)
+        finally:
+            self.end()
+            self._opened.set()
+
+    async def _while_used(self, idle_s: float) -> None:
+        while not self.is_over:
+            self._touched = anyio.Event()
+            with anyio.move_on_after(idle_s) as waiting:
+                await self._touched.wait()
+            if waiting.cancelled_caught and not self._turn.locked():
+                return
+
+    @asynccontextmanager
+    async def visit(self, plan: Plan) -> AsyncIterator[Visitor]:
+        """Have the box for the body. Raises Refused: it is over, another's, or taken for the whole `wall`."""
+        with anyio.move_on_after(plan.binding.wall_s) as waiting:
+            await self._turn.acquire()
+        if waiting.cancelled_caught:
+            raise _refused(Reason.BUSY, "the session's earlier call took all of this one's time")
+        try:
+            if self.is_over or self._host is None:
+                raise _refused(Reason.SESSION_ENDED, "")
+            theirs, box, streams = self._host
+            if not _same(theirs.call, plan.call) or theirs.frame.digest != plan.frame.digest:
+                raise _refused(Reason.SESSION_ENDED, "it is not a session of this sender and profile")
+            self.visits += 1
+            yield Visitor(self, box, streams, theirs.call.profile.session.idle_s)
+        finally:
+            self._turn.release()
+            self._touched.set()
+
+
+class Visitor:
+    """The session's box as one call has it."""
+
+    def __init__(self, residence: Residence, box: HeldBox, streams: ServerStreams, idle_s: float) -> None:
+        self._residence = residence
+        self._box = box
+        self._idle_s = idle_s
+        self.streams = streams
+        self.number = residence.visits
+
+    @property
+    def engine(self) -> str:
+        """The engine's name."""
+        return self._box.engine
+
+    @property
+    def container(self) -> str:
+        """The container's name."""
+        return self._box.container
+
+    async def freeze(self, seconds: float | None = None) -> Usage:
+        """Stop the box, until the next call or for the length of a question; what was used since it went on."""
+        try:
+            return await self._box.freeze(self._idle_s + BACKSTOP_S if seconds is None else seconds)
+        except BoxFailed:
+            self._residence.end()  # a box that cannot be stopped is not kept
+            raise
+
+    async def thaw(self) -> None:
+        """Let the box go on."""
+        await self._box.thaw()
+
+    async def kill(self, reason: Reason) -> None:
+        """End the box, and the session with it: whoever hosts it sees it end."""
+        self._residence.end()
+        await self._box.kill(reason)
+
+
+class Residences:
+    """The sessions of one runtime, by their task ids."""
+
+    def __init__(self) -> None:
+        """Know none."""
+        self._known: dict[str, Residence] = {}
+
+    def add(self, residence: Residence) -> None:
+        """Let calls find it."""
+        self._known[residence.session] = residence
+
+    def forget(self, session: str) -> None:
+        """Let no call find it any more."""
+        self._known.pop(session, None)
+
+    def of(self, call: ToolCall) -> Residence:
+        """The residence that a call names. Raises Refused."""
+        found = self._known.get(call.session or "")
+        if found is None:
+            raise _refused(Reason.SESSION_ENDED, "there is no such session")
+        return found
+
+
+def _same(theirs: ToolCall, ours: ToolCall) -> bool:
+    return (theirs.sender, theirs.profile.digest, theirs.workspace_path) == (
+        ours.sender,
+        ours.profile.digest,
+        ours.workspace_path,
+    )
+
+
+def _refused(reason: Reason, detail: str) -> Refused:
+    return Refused(Deny(reason=reason, rule="session", detail=detail or reason.meaning))
