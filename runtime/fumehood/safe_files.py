@@ -52,6 +52,22 @@ def read_trusted(path: str | Path, uid: int, *, limit_bytes: int = FILE_BYTES) -
         raise FumehoodError(Reason.CONFIG_INVALID, f"{path} is not UTF-8", remedy="Save it as UTF-8.") from error
 
 
+def open_trusted_folder(folder: str | Path, uid: int) -> int:
+    """A descriptor, good for locking and for names below it, of a folder in which only root and `uid` can make names.
+
+    Raises FileNotFoundError, or FumehoodError(CONFIG_UNSAFE), for a sticky folder like /tmp too.
+    """
+    fd = _walk(Path(folder), uid, last_is_file=False)
+    try:
+        if os.fstat(fd).st_mode & _WRITABLE_BY_OTHERS:
+            raise FumehoodError(
+                Reason.CONFIG_UNSAFE, f"{folder} can be written by others", remedy="Use a folder of yours."
+            )
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
 def list_trusted(folder: Path, uid: int) -> list[str]:
     """The names in a folder that only root and `uid` could have filled; none when there is no such folder."""
     try:

@@ -13,8 +13,11 @@ import anyio
 from local_runner import FakeSpine
 
 from fumehood.gateway import adapter, stdio
+from fumehood.gateway.answering import answering
 from fumehood.gateway.front import Gateway, Served
 from fumehood.model import Filesystem, Limits, Profile, SeccompPolicy, Sender, WorkspaceMode
+
+TESTER = Sender(uid=os.getuid(), name="tester")
 
 
 def served(argv: tuple[str, ...], **changes: object) -> Served:
@@ -31,7 +34,7 @@ def served(argv: tuple[str, ...], **changes: object) -> Served:
         limits=limits,
         filesystem=Filesystem(workspace=WorkspaceMode.SCRATCH),
     )
-    return Served(profile=profile, argv=argv, sender=Sender(uid=os.getuid(), name="tester"))
+    return Served(profile=profile, argv=argv, sender=TESTER)
 
 
 def gateway(argv: tuple[str, ...], spine: FakeSpine, **changes: object) -> Gateway:
@@ -49,7 +52,7 @@ def main() -> None:
     source, sink = stdio.claim()
     print("a stray print of some library")  # noqa: T201 - the attack: it must not reach the client
     os.write(1, b"a stray write of some child\n")
-    anyio.run(adapter.serve, gateway(tuple(argv), FakeSpine(), **changes), source, sink)
+    anyio.run(adapter.serve, answering(gateway(tuple(argv), FakeSpine(), **changes)), source, sink, TESTER)
 
 
 if __name__ == "__main__":

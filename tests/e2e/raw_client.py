@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from local_gateway import gateway
+from local_gateway import TESTER, gateway
 from local_runner import FakeSpine
 
 from fumehood.gateway import adapter, protocol, stdio
+from fumehood.gateway.answering import answering
 
 PEER = (sys.executable, str(Path(__file__).resolve().parent / "servers" / "peer.py"))
 ENVELOPE = {
@@ -93,7 +94,7 @@ async def connect(*argv: str, mode: str = "modern", **changes: object) -> AsyncI
 
     async def serve() -> None:
         try:
-            await adapter.serve(front, source, sink)
+            await adapter.serve(answering(front), source, sink, TESTER)
         finally:
             os.close(sink)
 
