@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fumehood.execution import ServerStreams
     from fumehood.gateway.answering import Answering
     from fumehood.gateway.listen import Listening
+    from fumehood.gateway_config import HttpConfig
     from fumehood.launch import Processes
 
 
@@ -44,7 +45,7 @@ def gateway(
     engine: Annotated[str | None, typer.Option(help="docker or oci; default: the profile's, else what works.")] = None,
     config: Annotated[str | None, typer.Option(help="The configuration file.")] = None,
     http: Annotated[str | None, typer.Option(help="Serve HTTP on this address and port, 0 for a free one.")] = None,
-    token_file: Annotated[Path | None, typer.Option(help="The bearer token of HTTP clients; mode 0600.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Lines NAME:SHA256 of HTTP clients' tokens; mode 0600.")] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="A PEM certificate chain, for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key; mode 0600.")] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="A name that HTTP clients may use for us.")] = None,
@@ -67,10 +68,8 @@ def gateway(
     directory = open_workspace(workspace)
     settings = launch.with_workspace(settings, directory)
     path = None if workspace is None else str(workspace.absolute())
-    listening = opened(
-        Sender(uid=settings.caller_uid, name=settings.caller_name),
-        http, token_file, (tls_certificate, tls_key), frozenset(allow_host or ()), frozenset(allow_origin or ()), unix,
-    )  # fmt: skip
+    served = _http(http, token_file, (tls_certificate, tls_key), tuple(allow_host or ()), tuple(allow_origin or ()))
+    listening = opened(served, unix, settings.caller_uid)
     with launch.started(settings, partial(load_profile, profile, settings, engine, workspace)) as processes:
         import anyio
 
@@ -82,6 +81,38 @@ def gateway(
                 remedy="Name the server's command after --.",
             )
         anyio.run(_serve, processes, argv, directory, path, listening)
+
+
+def _http(
+    address: str | None,
+    tokens: Path | None,
+    tls: tuple[Path | None, Path | None],
+    hosts: tuple[str, ...],
+    origins: tuple[str, ...],
+) -> HttpConfig | None:
+    """What the options ask of HTTP. Raises FumehoodError."""
+    from fumehood import gateway_config as values
+
+    chain, key = tls
+    if address is None:
+        if tokens or chain or key or hosts or origins:
+            raise FumehoodError(Reason.BAD_REQUEST, "this is for HTTP only", remedy="Add --http 127.0.0.1:PORT.")
+        return None
+    if tokens is None:
+        remedy = "Add --token-file FILE; `fumehood gateway token NAME` makes a token and its line."
+        raise FumehoodError(Reason.BAD_REQUEST, "HTTP wants a file of bearer tokens", remedy=remedy)
+    if (chain is None) != (key is None):
+        raise FumehoodError(Reason.BAD_REQUEST, "HTTPS wants a certificate and its key", remedy="Give both.")
+    try:
+        return values.HttpConfig(
+            tokens_file=str(tokens.absolute()),
+            listen=values.listen_of(address),
+            tls=None if chain is None or key is None else values.TlsConfig(certificate=str(chain), key=str(key)),
+            allowed_hosts=tuple(map(values.host_of, hosts)),
+            allowed_origins=tuple(map(values.origin_of, origins)),
+        )
+    except ValueError as error:
+        raise FumehoodError(Reason.BAD_REQUEST, str(error)) from error
 
 
 async def _serve(

@@ -57,10 +57,15 @@ _log = logging.getLogger("fumehood")
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """Who asks, by the transport's word. Cancelling `scope` ends the request: its client is gone."""
+    """Who asks, by the transport's word. Cancelling `scope` ends the request: its client is gone.
+
+    `inner` marks a question of the SDK's own on the way: over HTTP it reads the list of tools before a call, for
+    arguments that must equal a header.
+    """
 
     sender: Sender
     connection: str | None
+    inner: bool = False
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 
@@ -123,6 +128,8 @@ class _Bridge:
                     self._client(ctx, party), ctx.method, ctx.params or {}, _Channel(ctx)
                 )
         except GatewayError as error:
+            if party.inner:
+                return passed  # the call itself tells the client what is wrong; the SDK would log a traceback each time
             raise MCPError(error.code, error.message, error.data) from error
         except Exception as error:
             _log.exception("a fault in the gateway")
@@ -202,9 +209,10 @@ class _Telling:
         self.scope = anyio.CancelScope()
 
     def note(self, event: Event) -> None:
-        if not _concerns(event, self._party) or len(self._notes) >= MAX_TOLD:
+        if event.sender not in (None, self._party.sender) or len(self._notes) >= MAX_TOLD:
             return
-        if event.kind == "resource" and event.connections is None:
+        named = event.connections if event.connections is not None or event.kind != "resource" else frozenset[str]()
+        if named is not None and self._party.connection not in named:
             return  # an older client hears of a resource only if it subscribed to it
         self._notes[event.kind, event.uri] = None
         self._more.set()
@@ -236,17 +244,11 @@ class _Bus:
 
     def subscribe(self, listener: Callable[[ServerEvent], None]) -> Callable[[], None]:
         def hear(event: Event) -> None:
-            if _concerns(event, self._party):
+            # Its own filter of URIs decides about resources: it has no subscriptions that the gateway keeps.
+            if event.sender in (None, self._party.sender):
                 listener(_event(event))
 
         return self._gateway.events.subscribe(hear)
-
-
-def _concerns(event: Event, party: Party) -> bool:
-    if event.sender is not None and event.sender != party.sender:
-        return False
-    # A stateless client has no connection; its own filter of URIs decides.
-    return event.connections is None or party.connection is None or party.connection in event.connections
 
 
 def _event(event: Event) -> ServerEvent:

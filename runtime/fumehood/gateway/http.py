@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,7 @@ class _Exchange:
     """One HTTP request: who sent it, and what runs for it."""
 
     sender: Sender
+    method: str | None = None
     scopes: list[anyio.CancelScope] = field(default_factory=list)
 
     def hung_up(self) -> None:
@@ -82,7 +83,7 @@ async def application(gateway: Answering, rules: Rules) -> AsyncIterator[App]:
 
     def identify(ctx: bridge.Context) -> bridge.Party:
         exchange: _Exchange = ctx.request.scope["state"][_EXCHANGE]  # type: ignore[union-attr] # every request has one
-        party = bridge.Party(exchange.sender, bridge.connection_of(ctx).session_id)
+        party = bridge.Party(exchange.sender, bridge.connection_of(ctx).session_id, inner=ctx.method != exchange.method)
         exchange.scopes.append(party.scope)
         return party
 
@@ -155,14 +156,12 @@ class _Door:
                 del self._busy[sender]
 
     async def _serve(self, head: Head, exchange: _Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        # The SDK binds a session to this user. The token itself goes no further.
-        name = f"{head.sender.tenant}/{head.sender.uid}/{head.sender.name}"
-        scope["user"] = AuthenticatedUser(AccessToken(token="-", client_id=name, scopes=[]))  # noqa: S106 - none
-        scope["state"] = {_EXCHANGE: exchange}
-        # There is no replay, and the SDK would answer nothing at all.
-        scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in (b"last-event-id", b"authorization")]
         session = head.headers.get("mcp-session-id")
         modern = head.headers.get("mcp-protocol-version", HANDSHAKE_VERSIONS[0]) not in HANDSHAKE_VERSIONS
+        if not modern and session is not None and self._sessions.get(session) != head.sender:
+            # Before its body, and as if it did not exist: others' sessions are nobody's business.
+            raise _RefusedError(Refusal(404, "there is no such session"))
+        _prepare(scope, exchange)
         if head.method != "POST":
             if not modern and session is None:
                 raise _RefusedError(Refusal(400, "Mcp-Session-Id is needed"))
@@ -178,27 +177,48 @@ class _Door:
         if isinstance(message, frames.Notification) and (modern or message.method not in _NOTIFICATIONS):
             await _accepted(send)
             return
-        if not modern:
-            self._check_session(message, session, head.sender)
-        key = (session or "", str(message.id)) if isinstance(message, frames.Request) and session else None
-        if key is not None:
-            if key in self._under_way or key[1] == _STANDING_STREAM:
-                raise _RefusedError(Refusal(400, "a request under way has this id"), _number(message))
-            self._under_way.add(key)
-        try:
+        if not modern and session is None:
+            self._check_opening(message, head.sender)
+        with self._running(session, exchange, message):
             await self._inner(scope, _replay(_plain(message), receive), send)
-        finally:
-            if key is not None:
-                self._under_way.discard(key)
 
-    def _check_session(self, message: frames.Message, session: str | None, sender: Sender) -> None:
-        """What would make the SDK open a session only to close it again."""
-        opening = isinstance(message, frames.Request) and message.method == "initialize"
-        if session is None and not opening:
+    @contextmanager
+    def _running(self, session: str | None, exchange: _Exchange, message: frames.Message) -> Iterator[None]:
+        """Hold a request's id in its session for the body. Raises `_RefusedError` when another has it."""
+        if not isinstance(message, frames.Request):
+            yield
+            return
+        exchange.method = message.method
+        if session is None:
+            yield
+            return
+        key = (session, str(message.id))
+        if key in self._under_way or key[1] == _STANDING_STREAM:
+            raise _RefusedError(Refusal(400, "a request under way has this id"), message.id)
+        self._under_way.add(key)
+        try:
+            yield
+        finally:
+            self._under_way.discard(key)
+
+    def _check_opening(self, message: frames.Message, sender: Sender) -> None:
+        """Keep from the SDK what would make it open a session only to close it again, or one too many."""
+        if not isinstance(message, frames.Request) or message.method != "initialize":
             raise _RefusedError(Refusal(400, "Mcp-Session-Id is needed"), _number(message))
-        if session is None and sum(owner == sender for owner in self._sessions.values()) >= MAX_SENDER_SESSIONS:
+        if sum(owner == sender for owner in self._sessions.values()) >= MAX_SENDER_SESSIONS:
             refusal = Refusal(429, f"{MAX_SENDER_SESSIONS} sessions are open", (), TOO_MANY_REQUESTS)
             raise _RefusedError(refusal, _number(message))
+
+
+def _prepare(scope: Scope, exchange: _Exchange) -> None:
+    """Tell the SDK and ourselves whose request this is, and keep the token from everything behind the door."""
+    sender = exchange.sender
+    name = f"{sender.tenant}/{sender.uid}/{sender.name}"
+    # The SDK binds a session to this user too.
+    scope["user"] = AuthenticatedUser(AccessToken(token="-", client_id=name, scopes=[]))  # noqa: S106 - none
+    scope["state"] = {_EXCHANGE: exchange}
+    # Without a store of events there is no replay, and the SDK would answer nothing at all.
+    scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in (b"last-event-id", b"authorization")]
 
 
 def _checked(body: bytes, head: Head, *, modern: bool) -> frames.Message:

@@ -97,6 +97,10 @@ class _Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.conn.trailing_data[0] and not self._waiting():
+            # The next request before the answer to this one: uvicorn would stop reading, and not see the client leave.
+            self.transport.abort()
+            return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -117,13 +121,16 @@ class _Protocol(H11Protocol):
             self._stall = None
 
     def _expect_head(self) -> None:
-        waiting = self.cycle is None or self.cycle.response_complete
+        waiting = self._waiting()
         if not waiting and self._head is not None:
             self._head.cancel()
             self._head = None
         elif waiting and self._head is None:
             # Armed once a request, not once a byte. Between requests uvicorn's own ends a connection that says nothing.
             self._head = self.loop.call_later(HEAD_S, self._cut)
+
+    def _waiting(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _cut(self) -> None:
         self._head = None
