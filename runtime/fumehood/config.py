@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fumehood.faults import FumehoodError
+from fumehood.gateway_config import GatewayConfig
 from fumehood.reasons import Reason
 from fumehood.safe_files import read_trusted
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from fumehood.profile.source import Source
 
 MAX_BOXES = 4095  # id ranges 1..4095 of the reserved pool; range 0 owns image files
 
@@ -36,6 +39,7 @@ class Config:
     docker_host: str | None = None
     accept_risk: tuple[str, ...] = ()
     runtimes: tuple[tuple[str, str], ...] = ()
+    gateway: GatewayConfig | None = None
     file: str | None = None
 
 
@@ -95,7 +99,10 @@ def parse(text: str, file: str) -> Config:
 
     try:
         source = parse_yaml(text, file, reason=Reason.CONFIG_INVALID)
-        fields = validate(source, document()).model_dump(exclude_unset=True)
+        read = validate(source, document())
+        fields = read.model_dump(exclude_unset=True)
+        if fields.get("gateway") is not None:
+            fields["gateway"] = _gateway(read, source)
     except Problems as problems:
         more = len(problems.problems) - 1
         detail = f"{problems}" + (f" (and {more} more)" if more else "")
@@ -103,6 +110,16 @@ def parse(text: str, file: str) -> Config:
     if "runtimes" in fields:
         fields["runtimes"] = tuple(sorted(fields["runtimes"].items()))
     return Config(file=file, **fields)
+
+
+def _gateway(read: Any, source: Source) -> GatewayConfig:
+    """The `gateway:` section as a value. Raises Problems."""
+    from fumehood.gateway_document import judge, plain
+    from fumehood.profile.problems import Problems
+
+    if wrong := tuple(judge(read.gateway, source)):
+        raise Problems(wrong)
+    return plain(read.gateway)
 
 
 def document() -> type[BaseModel]:

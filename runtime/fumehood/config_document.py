@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from fumehood.config import MAX_BOXES
+from fumehood.gateway_document import GatewayDocument
 from fumehood.profile.documents import AbsolutePath, Name, Strict, expected
 
 
@@ -46,4 +47,7 @@ class ConfigDocument(Strict):
         default=(),
         strict=False,
         description="Ids of known holes of this host's runtimes, as `doctor` names them, that you accept.",
+    )
+    gateway: GatewayDocument | None = Field(
+        default=None, description="What `fumehood gateway` serves when it is given no --profile."
     )

@@ -25,6 +25,7 @@ from fumehood.reasons import Reason
 FILE_BYTES = 256 * 1024
 _LINKS = 16
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def inside(path: str | PurePosixPath, folder: str | PurePosixPath) -> bool:
@@ -33,14 +34,20 @@ def inside(path: str | PurePosixPath, folder: str | PurePosixPath) -> bool:
     return inner == outer or outer in inner.parents
 
 
-def read_trusted(path: str | Path, uid: int, *, limit_bytes: int = FILE_BYTES) -> str:
-    """The text of a file that only root and `uid` could have written.
+def read_trusted(path: str | Path, uid: int, *, limit_bytes: int = FILE_BYTES, private: bool = False) -> str:
+    """The text of a file that only root and `uid` could have written and, if `private`, only its owner can read.
 
-    Raises FileNotFoundError when it does not exist and CONFIG_UNSAFE when somebody else could have written it.
+    Raises FileNotFoundError when it does not exist and CONFIG_UNSAFE when somebody else could have written or read it.
     """
     fd = _open_trusted(Path(path), uid)
     try:
         with os.fdopen(fd, "rb") as file:
+            mode = stat.S_IMODE(os.fstat(fd).st_mode)
+            if private and mode & _OPEN_TO_OTHERS:
+                detail = f"{path} holds secrets and is open to others (mode {mode:04o})"
+                raise FumehoodError(
+                    Reason.CONFIG_UNSAFE, detail, remedy=f"`chmod 600 {path}`, and replace what it holds."
+                )
             data = file.read(limit_bytes + 1)
     except OSError as error:  # a file of /proc's, a failing disk
         raise FumehoodError(Reason.CONFIG_UNSAFE, f"{path} cannot be read: {error.strerror}") from error
@@ -50,6 +57,22 @@ def read_trusted(path: str | Path, uid: int, *, limit_bytes: int = FILE_BYTES) -
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise FumehoodError(Reason.CONFIG_INVALID, f"{path} is not UTF-8", remedy="Save it as UTF-8.") from error
+
+
+def open_trusted_folder(folder: str | Path, uid: int) -> int:
+    """A descriptor, good for locking and for names below it, of a folder in which only root and `uid` can make names.
+
+    Raises FileNotFoundError, or FumehoodError(CONFIG_UNSAFE), for a sticky folder like /tmp too.
+    """
+    fd = _walk(Path(folder), uid, last_is_file=False)
+    try:
+        if os.fstat(fd).st_mode & _WRITABLE_BY_OTHERS:
+            raise FumehoodError(
+                Reason.CONFIG_UNSAFE, f"{folder} can be written by others", remedy="Use a folder of yours."
+            )
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    finally:
+        os.close(fd)
 
 
 def list_trusted(folder: Path, uid: int) -> list[str]:

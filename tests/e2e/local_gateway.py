@@ -27,11 +27,11 @@ SENDER = Sender(uid=os.getuid(), name="tester")
 
 
 def served(argv: tuple[str, ...], name: str = "fake", **changes: object) -> Served:
-    """What a gateway over this command serves; everything allowed unless a change to the profile says otherwise."""
+    """What a gateway over this command serves; every tool allowed, and what the changes to the profile say."""
     limits = Limits(
         wall_s=float(str(changes.pop("wall_s", 20))), result_bytes=int(str(changes.pop("result_bytes", 2**23)))
     )
-    allowed: dict[str, Any] = {"tools": None, "prompts": None, "resources": None, "completion": True, **changes}
+    allowed: dict[str, Any] = {"tools": None, **changes}
     profile = Profile(
         name=name,
         digest="sha256:" + "0" * 64,
@@ -60,7 +60,7 @@ async def gateway_of(servers: Sequence[Served], spine: FakeSpine) -> AsyncIterat
 
 async def serve(argv: tuple[str, ...], source: int, sink: int, changes: dict[str, object]) -> None:
     async with gateway(argv, FakeSpine(), **changes) as front:
-        await adapter.serve(front, SENDER, source, sink)
+        await adapter.serve(front, source, sink, SENDER)
 
 
 def main() -> None:

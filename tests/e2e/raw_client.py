@@ -93,7 +93,7 @@ async def connect(*argv: str, mode: str = "modern", **changes: object) -> AsyncI
     async def serve() -> None:
         try:
             async with gateway(argv or (*PEER, mode), spine, **changes) as front:
-                await adapter.serve(front, SENDER, source, sink)
+                await adapter.serve(front, source, sink, SENDER)
         finally:
             os.close(sink)
 

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from lab import FUMEHOOD, STORE, Lab, close_lab, docker_answers, open_lab
+
+E2E = Path(__file__).resolve().parents[1] / "e2e"
+# The raw clients and the fake spine live with the end-to-end tests, which share them.
+sys.path[:0] = [path for path in (str(E2E), str(E2E / "servers")) if path not in sys.path]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 @pytest.fixture(scope="session")

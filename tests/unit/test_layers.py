@@ -17,11 +17,11 @@ VALUES = frozenset({"model", "reasons"})
 # What stages stand on: values, Protocols and plumbing that decides nothing of a call.
 GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
-    "shipping", "residence",
+    "gateway_config", "gateway_document", "shipping", "residence",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
-TOP = frozenset({"call", "app", "launch", "confine", "brokering"})
+TOP = frozenset({"call", "app", "launch", "confine", "brokering", "operating"})
 ONLY_UNDER = {
     "docker": {"broker"},
     "pyroute2": {"broker"},
@@ -41,6 +41,7 @@ ALLOWED = {
     # Configuration is a strict document like a profile, and one parser per concept reads both.
     ("config", "profile"),
     ("config_document", "profile"),
+    ("gateway_document", "profile"),
     # The worker's own filter is compiled by a child, before anything of a stranger's is read.
     ("confine", "broker"),
     ("confine", "profile"),

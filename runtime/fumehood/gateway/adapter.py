@@ -1,79 +1,62 @@
-"""The one module that touches the mcp SDK: it speaks every era of the protocol with the client.
+"""One client on two descriptors (stdio, a unix socket), in whichever era it opens with.
 
-The SDK decides the era, shakes hands, checks envelopes and the shapes of parameters, answers `ping` and
-`server/discover`, refuses methods that we do not offer, and cancels a request's task on `notifications/cancelled`. What
-it must not do: read the client's bytes (it has no limit on a line, and takes `{"id": true}` for a notification), or
-write a result (it drops members that it does not know). So `frames` reads before it, and a middleware gives it raw
-results after its own gates have passed a request with an empty one.
+`bridge` and the SDK behind it speak the protocol. What they must not do is read the client's bytes (the SDK has no
+limit on a line, and takes `{"id": true}` for a notification), so `frames` reads before them.
 
 Invariants: no two requests under way have one id, or cancelling and answering would hit the wrong one; only the
-notifications listed here reach the SDK; only one task writes, so frames never mix; when the client's stream ends or
-nobody reads any more, every call is cancelled, which removes its box.
+notifications listed here reach the SDK, and only answers to what we asked; only one task writes, so frames never mix;
+when the client's stream ends or nobody reads any more, every call is cancelled, which removes its box.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping
 from typing import Any
 
 import anyio
 import mcp_types
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.dispatcher import coerce_request_id
-from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 
-from fumehood.gateway import frames, results, strict_json
-from fumehood.gateway.front import METHODS, Gateway
-from fumehood.gateway.peer import Client
-from fumehood.gateway.protocol import (
-    CAPABILITIES_KEY,
-    INTERNAL_ERROR,
-    INVALID_REQUEST,
-    TOO_MANY_REQUESTS,
-    Era,
-    GatewayError,
-)
+from fumehood.gateway import bridge, frames, strict_json
+from fumehood.gateway.answering import Answering
+from fumehood.gateway.protocol import INVALID_REQUEST, TOO_MANY_REQUESTS
 from fumehood.gateway.stdio import CLIENT_FRAME_BYTES, FrameSink, read_frames
 from fumehood.model import Sender
 
 MAX_REQUESTS = 64
-NOTIFICATIONS = frozenset({"notifications/cancelled", "notifications/initialized"})
 _log = logging.getLogger("fumehood")
 
 
-async def serve(gateway: Gateway, sender: Sender, source: int, sink: int) -> None:
+async def serve(gateway: Answering, source: int, sink: int, sender: Sender) -> None:
     """Serve one client on two descriptors until its stream ends, or until nobody reads the answers."""
-    await _Front(gateway, sender).serve(source, FrameSink(sink))
+    name = secrets.token_hex(16)
+    front = _Front()
+    try:
+        async with bridge.server(gateway, lambda _ctx: bridge.Party(sender, name)) as server:
+            await front.serve(server, source, FrameSink(sink))
+    finally:
+        with anyio.move_on_after(bridge.ENDED_S, shield=True):
+            await gateway.ended(name)
 
 
 class _Front:
     """One client's connection."""
 
-    def __init__(self, gateway: Gateway, sender: Sender) -> None:
-        self._gateway = gateway
-        self._sender = sender
-        self._connection = secrets.token_urlsafe(16)
-        self._declared: Mapping[str, Any] = {}  # an older client's capabilities, from its handshake
+    def __init__(self) -> None:
         self._under_way: set[frames.Id] = set()
+        self._asked: set[frames.Id] = set()
+        self._initialized = False
         self._dropped = 0
         # The SDK's answers, and those that it never sees the request of.
         self._out: MemoryObjectSendStream[SessionMessage]
         self._out, self._outgoing = anyio.create_memory_object_stream[SessionMessage](0)
 
-    async def serve(self, source: int, sink: FrameSink) -> None:
+    async def serve(self, server: Server[Any], source: int, sink: FrameSink) -> None:
         incoming, received = anyio.create_memory_object_stream[SessionMessage | Exception](0)
-        server: Server[Any] = Server(
-            results.SERVER_INFO["name"],
-            version=results.SERVER_INFO["version"],
-            on_list_tools=_empty_list,
-            on_call_tool=_empty_result,
-        )
-        server.middleware.append(self._relay)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write, self._outgoing, sink, tasks.cancel_scope)
@@ -84,8 +67,6 @@ class _Front:
             for stream in (self._out, self._outgoing, incoming, received):
                 stream.close()
             sink.close()
-            with anyio.CancelScope(shield=True):
-                await self._gateway.ended(self._connection)
             if self._dropped:
                 _log.warning("%d messages of the client's were dropped", self._dropped)
 
@@ -121,17 +102,35 @@ class _Front:
                     raise frames.FrameError(TOO_MANY_REQUESTS, f"{MAX_REQUESTS} requests are under way", message.id)
                 self._under_way.add(key)
                 return mcp_types.JSONRPCRequest(jsonrpc="2.0", **_set(message, "id", "method", "params"))
-            case frames.Notification(method=method) if method in NOTIFICATIONS:
-                if method == "notifications/cancelled":
-                    self._forget((message.params or {}).get("requestId"))
+            case frames.Notification() if self._wanted(message):
                 return mcp_types.JSONRPCNotification(jsonrpc="2.0", **_set(message, "method", "params"))
+            case frames.Answer() if message.id is not None and coerce_request_id(message.id) in self._asked:
+                self._asked.discard(coerce_request_id(message.id))
+                return _answer(message)
             case _:
-                # We never ask the client anything, so an answer belongs to nothing.
                 return None
 
-    def _forget(self, request_id: Any) -> None:
-        if frames.valid_id(request_id):
-            self._under_way.discard(coerce_request_id(request_id))
+    def _wanted(self, message: frames.Notification) -> bool:
+        """Whether a notification means anything: a flood of those that mean nothing must not cost a task each."""
+        match message.method:
+            case "notifications/cancelled":
+                return self._forget((message.params or {}).get("requestId"))
+            case "notifications/initialized":
+                first, self._initialized = not self._initialized, True
+                return first
+            case _:
+                return False
+
+    def _forget(self, request_id: Any) -> bool:
+        if not frames.valid_id(request_id) or (key := coerce_request_id(request_id)) not in self._under_way:
+            return False
+        self._under_way.discard(key)
+        return True
+
+    def _withdraw(self, notification: mcp_types.JSONRPCNotification) -> None:
+        """Expect no answer any more to what we asked and cancelled."""
+        if notification.method == "notifications/cancelled":
+            self._asked.discard((notification.params or {}).get("requestId", ""))
 
     async def _answer(self, error: frames.FrameError) -> None:
         data = mcp_types.ErrorData(code=error.code, message=error.message)
@@ -144,52 +143,30 @@ class _Front:
             async with outgoing:
                 async for each in outgoing:
                     message = each.message
+                    if isinstance(message, mcp_types.JSONRPCRequest):
+                        self._asked.add(coerce_request_id(message.id))
+                    elif isinstance(message, mcp_types.JSONRPCNotification):
+                        self._withdraw(message)
                     await sink.send(strict_json.dumps(_plain(message)))
                     if isinstance(message, mcp_types.JSONRPCResponse | mcp_types.JSONRPCError):
                         self._forget(message.id)
         except BrokenPipeError:
             everything.cancel()
 
-    async def _relay(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
-        passed = await call_next(ctx)  # the SDK's gates; for our methods an empty result
-        params = ctx.params or {}
-        if ctx.method == "initialize":
-            declared = params.get("capabilities")
-            self._declared = declared if isinstance(declared, dict) else {}
-        if ctx.request_id is None or ctx.method not in METHODS:
-            return passed
-        try:
-            return await self._gateway.answer(self._client(ctx), ctx.method, params, self)
-        except GatewayError as error:
-            raise MCPError(error.code, error.message, error.data) from error
-        except Exception as error:
-            _log.exception("a fault in the gateway")
-            raise MCPError(INTERNAL_ERROR, "Internal error") from error
 
-    def _client(self, ctx: ServerRequestContext[Any, Any]) -> Client:
-        era = Era(ctx.protocol_version)
-        declared: Any = self._declared
-        if era.modern:
-            declared = ((ctx.params or {}).get("_meta") or {}).get(CAPABILITIES_KEY)
-        capabilities = declared if isinstance(declared, dict) else {}
-        return Client(era=era, capabilities=capabilities, sender=self._sender, connection=self._connection)
-
-    can_ask = False
-
-    async def notify(self, method: str, params: Mapping[str, Any]) -> None:
-        notification = mcp_types.JSONRPCNotification(jsonrpc="2.0", method=method, params=dict(params))
-        await self._out.send(SessionMessage(notification))
-
-    async def ask(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - the protocol's
-        raise GatewayError(INTERNAL_ERROR, "the client cannot be asked")
-
-
-async def _empty_list(_ctx: Any, _params: Any) -> mcp_types.ListToolsResult:
-    return mcp_types.ListToolsResult(tools=[])
-
-
-async def _empty_result(_ctx: Any, _params: Any) -> mcp_types.CallToolResult:
-    return mcp_types.CallToolResult(content=[])
+def _answer(message: frames.Answer) -> mcp_types.JSONRPCMessage | None:
+    """A client's answer for the SDK; None when its error is none."""
+    number = message.id
+    assert number is not None  # noqa: S101 - only answers to what we asked come here
+    if message.error is None:
+        return mcp_types.JSONRPCResponse(jsonrpc="2.0", id=number, result=message.result or {})
+    code, text = message.error.get("code"), message.error.get("message")
+    error = mcp_types.ErrorData(
+        code=code if type(code) is int else 0,
+        message=text if isinstance(text, str) else "",
+        data=message.error.get("data"),
+    )
+    return mcp_types.JSONRPCError(jsonrpc="2.0", id=number, error=error)
 
 
 def _set(message: frames.Message, *names: str) -> dict[str, Any]:

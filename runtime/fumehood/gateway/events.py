@@ -13,13 +13,13 @@ from fumehood.model import Sender
 class Event:
     """A list that is another now (`tools`, `prompts`, `resources`), or one `resource` that has changed.
 
-    `sender` is whom it concerns, None for everybody; `connections` those that subscribed to the resource in the older way.
+    `sender` is whom it concerns, None for everybody; `connections` which of their connections, None for every one.
     """
 
     kind: Literal["tools", "prompts", "resources", "resource"]
     uri: str | None = None
     sender: Sender | None = None
-    connections: frozenset[str] = frozenset()
+    connections: frozenset[str] | None = None
 
 
 class Events:

@@ -63,6 +63,7 @@ METHODS = frozenset(
         "tasks/get", "tasks/update", "tasks/cancel",
     }
 )  # fmt: skip
+_NEEDS = {"prompts": "prompts", "resources": "resources", "completion": "completions"}
 _log = logging.getLogger("fumehood")
 
 
@@ -96,6 +97,9 @@ class Gateway:
 
     async def answer(self, client: Client, method: str, params: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
         """The result of one request. Raises `GatewayError`."""
+        if _NEEDS.get(method.partition("/")[0], "tools") not in self.capabilities(client):
+            # Whatever runs server code is off unless a profile allows some of it.
+            raise GatewayError(METHOD_NOT_FOUND, f"Method not found: no profile allows {printable(method, 80)}")
         if method in LISTS:
             return await self._list(client, method, params)
         if method in CALLS:
@@ -106,11 +110,16 @@ class Gateway:
             return results.finished(self._of_connection(client, method, params), {}, modern=client.era.modern)
         raise GatewayError(METHOD_NOT_FOUND, f"Method not found: {printable(method, 80)}")
 
+    @property
+    def methods(self) -> frozenset[str]:
+        """The methods that `answer` knows."""
+        return METHODS
+
     def capabilities(self, client: Client) -> dict[str, Any]:
         """What the gateway declares, by what the profiles allow: no server is started for it."""
         profiles = [upstream.profile for upstream in self._routes.upstreams]
-        shown: dict[str, Any] = {}
-        for kind in ("tools", "prompts", "resources"):
+        shown: dict[str, Any] = {"tools": {"listChanged": True}}
+        for kind in ("prompts", "resources"):
             if any(getattr(profile, kind) != frozenset() for profile in profiles):
                 shown[kind] = {"listChanged": True}
         if "resources" in shown:

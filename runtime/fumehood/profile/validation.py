@@ -5,7 +5,7 @@ Shared by profiles, seccomp files and fumehood.yaml, so that all three complain 
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -129,11 +129,14 @@ def _field_path(value: Any, loc: tuple[int | str, ...]) -> Path:
 def _fields_at(model: type[BaseModel], path: Path) -> list[str]:
     """The names that are valid below `path`."""
     current: type[BaseModel] | None = model
+    names_next = False
     for step in path:
-        if isinstance(step, int):
+        if isinstance(step, int) or names_next:
+            names_next = False  # what a map calls its entry is no field
             continue
         field = current.model_fields.get(step) if current else None
         current = _model_in(field.annotation) if field else None
+        names_next = field is not None and get_origin(field.annotation) is dict
     return [field.alias or name for name, field in current.model_fields.items()] if current else []
 
 

@@ -392,7 +392,7 @@ async def test_what_runs_server_code_outside_a_call_is_not_offered(method: str) 
         message = await client.request(1, method, **params, argument={"name": "a", "value": "b"})
         assert message["error"]["code"] == protocol.METHOD_NOT_FOUND
         found = await client.request(2, "server/discover")
-        assert found["result"]["capabilities"].keys() == {"tools"}
+        assert found["result"]["capabilities"].keys() == {"tools", "logging", "extensions"}
 
 
 @pytest.mark.parametrize(
@@ -450,7 +450,7 @@ async def test_an_older_client_gets_results_of_its_era(version: str) -> None:
         await client.send(id=1, method="initialize", params=offer)
         shaken = (await client.answer(1))["result"]
         assert shaken["protocolVersion"] == version
-        assert shaken["capabilities"].keys() == {"tools"}
+        assert shaken["capabilities"].keys() == {"tools", "logging"}
         await client.send(method="notifications/initialized")
         await client.send(id=2, method="tools/list")
         listed = (await client.answer(2))["result"]

@@ -1,0 +1,293 @@
+"""The SDK's server with the gateway's answers: eras, handshakes and gates are the SDK's, results are ours and raw.
+
+The SDK decides the era, shakes hands, checks envelopes and the shapes of parameters, answers `ping` and
+`server/discover`, refuses methods that we do not offer, serves `subscriptions/listen`, and cancels a request's task
+on `notifications/cancelled`. What it must not do is write a result, because it drops members that it does not know: so
+a middleware gives it raw results, after its own gates have passed the request with an empty one.
+
+Invariants: who asks is what the transport says (`identify`), never the client; a client is asked and told only on its
+own connection; ids of our requests are random; what a client does not take in time is dropped, not kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import anyio.abc
+import mcp_types
+from mcp.server.connection import Connection
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.server.subscriptions import (
+    ListenHandler,
+    PromptsListChanged,
+    ResourcesListChanged,
+    ResourceUpdated,
+    ServerEvent,
+    ToolsListChanged,
+)
+from mcp.shared.dispatcher import DispatchContext
+from mcp.shared.exceptions import MCPError
+
+from fumehood.gateway import results
+from fumehood.gateway.answering import Answering
+from fumehood.gateway.events import Event
+from fumehood.gateway.peer import Client
+from fumehood.gateway.protocol import CAPABILITIES_KEY, INTERNAL_ERROR, Era, GatewayError
+from fumehood.model import Sender
+
+REQUEST_CANCELLED = -32800
+MAX_TOLD = 256
+TELL_S = 10.0
+ENDED_S = 4.0
+Context = ServerRequestContext[Any, Any]
+_DECLARED = "fumehood.capabilities"
+_LIST_CHANGED = {
+    "tools": "notifications/tools/list_changed",
+    "prompts": "notifications/prompts/list_changed",
+    "resources": "notifications/resources/list_changed",
+}
+_log = logging.getLogger("fumehood")
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """Who asks, by the transport's word. Cancelling `scope` ends the request: its client is gone.
+
+    `inner` marks a question of the SDK's own on the way: over HTTP it reads the list of tools before a call, for
+    arguments that must equal a header.
+    """
+
+    sender: Sender
+    connection: str | None
+    inner: bool = False
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+
+Identify = Callable[[Context], Party]
+Opened = Callable[[Party], Callable[[], Awaitable[None]]]
+
+
+@asynccontextmanager
+async def server(
+    gateway: Answering, identify: Identify, opened: Opened | None = None
+) -> AsyncIterator[Server[Any]]:
+    """The SDK's server over `gateway`, telling its clients of changes, for the length of the body.
+
+    `opened` is told of each session that a handshake opens, and gives what to run at that session's end.
+    """
+    async with anyio.create_task_group() as tasks:
+        try:
+            yield _Bridge(gateway, identify, opened, tasks).server
+        finally:
+            tasks.cancel_scope.cancel()
+
+
+def connection_of(ctx: Context) -> Connection:
+    """The connection that a request came on."""
+    return ctx.session._connection  # noqa: SLF001 - the SDK has no public way, and it alone knows when a session ends
+
+
+class _Bridge:
+    def __init__(
+        self, gateway: Answering, identify: Identify, opened: Opened | None, tasks: anyio.abc.TaskGroup
+    ) -> None:
+        self._gateway = gateway
+        self._identify = identify
+        self._opened = opened
+        self._tasks = tasks
+        self.server: Server[Any] = Server(
+            results.SERVER_INFO["name"],
+            version=results.SERVER_INFO["version"],
+            on_subscriptions_listen=self._listen,
+        )
+        for method in gateway.methods:
+            params, empty = _GATES.get(method, (mcp_types.RequestParams, None))
+            self.server.add_request_handler(method, params, _giving(empty))
+        self.server.middleware.append(self._relay)
+
+    async def _relay(self, ctx: Context, call_next: CallNext) -> HandlerResult:
+        passed = await call_next(ctx)  # the SDK's gates; for our methods an empty result
+        if ctx.request_id is None:
+            return passed
+        if ctx.method == "initialize":
+            return self._initialized(ctx, passed)
+        if ctx.method == "server/discover" and isinstance(passed, dict):
+            return {**passed, "capabilities": self._gateway.capabilities(self._client(ctx, self._identify(ctx)))}
+        if ctx.method not in self._gateway.methods:
+            return passed
+        party = self._identify(ctx)
+        try:
+            with party.scope:
+                return await self._gateway.answer(
+                    self._client(ctx, party), ctx.method, ctx.params or {}, _Channel(ctx)
+                )
+        except GatewayError as error:
+            if party.inner:
+                return passed  # the call itself tells the client what is wrong; the SDK would log a traceback each time
+            raise MCPError(error.code, error.message, error.data) from error
+        except Exception as error:
+            _log.exception("a fault in the gateway")
+            raise MCPError(INTERNAL_ERROR, "Internal error") from error
+        raise MCPError(REQUEST_CANCELLED, "Request cancelled")
+
+    def _initialized(self, ctx: Context, passed: HandlerResult) -> HandlerResult:
+        if not isinstance(passed, dict):
+            return passed
+        declared = (ctx.params or {}).get("capabilities")
+        connection, party = connection_of(ctx), self._identify(ctx)
+        if _DECLARED not in connection.state:
+            if self._opened is not None:
+                connection.exit_stack.push_async_callback(self._opened(party))
+            telling = _Telling(connection, party)
+            connection.exit_stack.callback(self._gateway.events.subscribe(telling.note))
+            self._tasks.start_soon(telling.run)
+            connection.exit_stack.callback(telling.scope.cancel)
+        connection.state[_DECLARED] = declared if isinstance(declared, dict) else {}
+        client = Client(
+            era=Era(str(passed.get("protocolVersion"))),
+            capabilities=connection.state[_DECLARED],
+            sender=party.sender,
+            connection=party.connection,
+        )
+        return {**passed, "capabilities": self._gateway.capabilities(client)}
+
+    def _client(self, ctx: Context, party: Party) -> Client:
+        era = Era(ctx.protocol_version)
+        if era.modern:
+            declared = ((ctx.params or {}).get("_meta") or {}).get(CAPABILITIES_KEY)
+        else:
+            declared = connection_of(ctx).state.get(_DECLARED)
+        return Client(
+            era=era,
+            capabilities=declared if isinstance(declared, dict) else {},
+            sender=party.sender,
+            connection=party.connection,
+        )
+
+    async def _listen(
+        self, ctx: Context, params: mcp_types.SubscriptionsListenRequestParams
+    ) -> mcp_types.SubscriptionsListenResult:
+        heard = ListenHandler(_Bus(self._gateway, self._identify(ctx)), max_buffered_events=MAX_TOLD)
+        return await heard(ctx, params)
+
+
+class _Channel:
+    """`peer.Channel` over the SDK's way back of one request."""
+
+    def __init__(self, ctx: Context) -> None:
+        # The typed methods re-model what they send, and number our requests 1, 2, 3.
+        self._way: DispatchContext[Any] = ctx.session._request_outbound  # noqa: SLF001
+
+    @property
+    def can_ask(self) -> bool:
+        return self._way.can_send_request
+
+    async def notify(self, method: str, params: Mapping[str, Any]) -> None:
+        await self._way.notify(method, params)
+
+    async def ask(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return await self._way.send_raw_request(method, params, {"request_id": f"ask-{secrets.token_hex(16)}"})
+        except MCPError as error:
+            raise GatewayError(error.error.code, error.error.message, error.error.data) from error
+
+
+class _Telling:
+    """What an older client is still to be told. Equal notes are one; beyond `MAX_TOLD` they are dropped."""
+
+    def __init__(self, connection: Connection, party: Party) -> None:
+        self._connection = connection
+        self._party = party
+        self._notes: dict[tuple[str, str | None], None] = {}
+        self._more = anyio.Event()
+        self.scope = anyio.CancelScope()
+
+    def note(self, event: Event) -> None:
+        if event.sender not in (None, self._party.sender) or len(self._notes) >= MAX_TOLD:
+            return
+        named = event.connections if event.connections is not None or event.kind != "resource" else frozenset[str]()
+        if named is not None and self._party.connection not in named:
+            return  # an older client hears of a resource only if it subscribed to it
+        self._notes[event.kind, event.uri] = None
+        self._more.set()
+
+    async def run(self) -> None:
+        with self.scope:
+            while True:
+                await self._more.wait()
+                self._more = anyio.Event()
+                while self._notes:
+                    kind, uri = next(iter(self._notes))
+                    del self._notes[kind, uri]
+                    with anyio.move_on_after(TELL_S):
+                        if kind == "resource":
+                            await self._connection.notify("notifications/resources/updated", {"uri": uri})
+                        else:
+                            await self._connection.notify(_LIST_CHANGED[kind], None)
+
+
+class _Bus:
+    """The SDK's fan-out seam for one listening client: it hears what concerns its sender."""
+
+    def __init__(self, gateway: Answering, party: Party) -> None:
+        self._gateway = gateway
+        self._party = party
+
+    async def publish(self, event: ServerEvent) -> None:
+        raise NotImplementedError(f"the gateway publishes, not the SDK: {event}")
+
+    def subscribe(self, listener: Callable[[ServerEvent], None]) -> Callable[[], None]:
+        def hear(event: Event) -> None:
+            # Its own filter of URIs decides about resources: it has no subscriptions that the gateway keeps.
+            if event.sender in (None, self._party.sender):
+                listener(_event(event))
+
+        return self._gateway.events.subscribe(hear)
+
+
+def _event(event: Event) -> ServerEvent:
+    match event.kind:
+        case "tools":
+            return ToolsListChanged()
+        case "prompts":
+            return PromptsListChanged()
+        case "resources":
+            return ResourcesListChanged()
+        case "resource":
+            return ResourceUpdated(uri=event.uri or "")
+
+
+def _giving(empty: mcp_types.Result | None) -> Any:
+    async def handler(_ctx: Any, _params: Any) -> mcp_types.Result | dict[str, Any]:
+        return {} if empty is None else empty
+
+    return handler
+
+
+# Per method the SDK's model of its parameters, and the emptiest result that its own checks let through.
+_GATES: dict[str, tuple[type[mcp_types.RequestParams], mcp_types.Result | None]] = {
+    "tools/list": (mcp_types.PaginatedRequestParams, mcp_types.ListToolsResult(tools=[])),
+    "tools/call": (mcp_types.CallToolRequestParams, mcp_types.CallToolResult(content=[])),
+    "prompts/list": (mcp_types.PaginatedRequestParams, mcp_types.ListPromptsResult(prompts=[])),
+    "prompts/get": (mcp_types.GetPromptRequestParams, mcp_types.GetPromptResult(messages=[])),
+    "resources/list": (mcp_types.PaginatedRequestParams, mcp_types.ListResourcesResult(resources=[])),
+    "resources/templates/list": (
+        mcp_types.PaginatedRequestParams,
+        mcp_types.ListResourceTemplatesResult(resource_templates=[]),
+    ),
+    "resources/read": (mcp_types.ReadResourceRequestParams, mcp_types.ReadResourceResult(contents=[])),
+    "resources/subscribe": (mcp_types.SubscribeRequestParams, mcp_types.EmptyResult()),
+    "resources/unsubscribe": (mcp_types.UnsubscribeRequestParams, mcp_types.EmptyResult()),
+    "completion/complete": (
+        mcp_types.CompleteRequestParams,
+        mcp_types.CompleteResult(completion=mcp_types.Completion(values=[])),
+    ),
+    "logging/setLevel": (mcp_types.SetLevelRequestParams, mcp_types.EmptyResult()),
+}

@@ -1,0 +1,143 @@
+"""The strict models of the `gateway:` section, and what its fields mean together. Apart from `gateway_config` for its imports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from fumehood import gateway_config as values
+from fumehood.profile.documents import AbsolutePath, Strict, Text, expected
+from fumehood.profile.files import NAME_PATTERN
+from fumehood.profile.problems import Problem
+from fumehood.profile.source import Source
+
+# No underscore: the first `__` of a prefixed tool's name always ends the server's, so no two servers' tools collide.
+SERVER_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
+
+
+def _checked(check: Callable[[str], object]) -> BeforeValidator:
+    def validated(value: object) -> object:
+        if not isinstance(value, str):
+            raise expected(f"expected a string, found {value!r}")
+        try:
+            check(value)
+        except ValueError as error:
+            raise expected(str(error)) from None
+        return value
+
+    return BeforeValidator(validated)
+
+
+def _server_name(name: str) -> None:
+    import re
+
+    if not re.fullmatch(SERVER_NAME.removesuffix("$"), name):
+        raise ValueError(f"expected a server's name: at most 32 of a-z, 0-9, `-`, no `_`, found {name!r}")
+
+
+def _profile(name: str) -> None:
+    import re
+
+    # A relative path would depend on the directory that the gateway happens to be started in.
+    if not name.startswith("/") and not re.fullmatch(NAME_PATTERN.removesuffix("$"), name):
+        raise ValueError(f"expected a profile's name or absolute path, found {name!r}")
+
+
+def _socket(path: str) -> None:
+    if len(path.encode("utf-8", "surrogatepass")) > values.SOCKET_PATH_BYTES:
+        raise ValueError(f"expected a path of at most {values.SOCKET_PATH_BYTES} bytes: the kernel takes no longer one")
+
+
+ServerName = Annotated[str, _checked(_server_name), WithJsonSchema({"type": "string", "pattern": SERVER_NAME})]
+SocketPath = Annotated[AbsolutePath, _checked(_socket)]
+
+
+class ServerDocument(Strict):
+    """One server behind the gateway."""
+
+    profile: Annotated[str, _checked(_profile)] = Field(description="A profile's name, or an absolute path to one.")
+    workspace: AbsolutePath | None = Field(default=None, description="A directory the server sees at /workspace.")
+    command: tuple[Text, ...] = Field(
+        default=(), strict=False, description="The server's argv; default: the profile's."
+    )
+    engine: Literal["docker", "oci"] | None = Field(
+        default=None, description="Default: the profile's, else what works."
+    )
+
+
+class TlsDocument(Strict):
+    """What a client outside this host recognises the gateway by."""
+
+    certificate: AbsolutePath = Field(description="A PEM file: the certificate, then its chain.")
+    key: AbsolutePath = Field(description="A PEM file of mode 0600: the certificate's key, without a passphrase.")
+
+
+class HttpDocument(Strict):
+    """The gateway over HTTP, for senders with a token."""
+
+    listen: Annotated[str, _checked(values.listen_of)] | None = Field(
+        default=None,
+        description="HOST:PORT with a literal address; beyond loopback only with `tls`. Default: --http's.",
+    )
+    tokens_file: AbsolutePath = Field(description="Lines NAME:SHA256, mode 0600; `fumehood gateway token` writes them.")
+    tls: TlsDocument | None = Field(default=None, description="Serve HTTPS.")
+    allowed_hosts: tuple[Annotated[str, _checked(values.host_of)], ...] = Field(
+        default=(), strict=False, description="Names in a Host header, without ports. Default: the address itself."
+    )
+    allowed_origins: tuple[Annotated[str, _checked(values.origin_of)], ...] = Field(
+        default=(), strict=False, description="Origins whose pages may call, as browsers write them. Default: none."
+    )
+
+
+class UnixDocument(Strict):
+    """The gateway on a unix socket of mode 0600, for processes of the operator's own uid."""
+
+    path: SocketPath = Field(description="Where the socket is made.")
+
+
+class GatewayDocument(Strict):
+    """What `fumehood gateway` serves when it is given no --profile."""
+
+    servers: dict[ServerName, ServerDocument] = Field(
+        default_factory=dict,
+        max_length=values.MAX_SERVERS,
+        description="Servers by name; tools are called NAME__TOOL when there is more than one.",
+    )
+    http: HttpDocument | None = None
+    unix: UnixDocument | None = None
+
+
+def judge(document: GatewayDocument, source: Source) -> Iterator[Problem]:
+    """What is wrong between fields that are each well-formed."""
+    http = document.http
+    if http is not None and http.listen is not None:
+        listen = values.listen_of(http.listen)
+        wrong = values.exposed(listen, tls=http.tls is not None, allowed_hosts=bool(http.allowed_hosts))
+        if wrong is not None:
+            yield source.problem(("gateway", "http", "listen"), wrong)
+
+
+def plain(document: GatewayDocument) -> values.GatewayConfig:
+    """The section as the values that the rest of fumehood uses."""
+    http = document.http
+    return values.GatewayConfig(
+        servers=tuple(
+            values.ServerConfig(name=name, **{field: getattr(each, field) for field in ServerDocument.model_fields})
+            for name, each in document.servers.items()
+        ),
+        http=None if http is None else _http(http),
+        unix=None if document.unix is None else document.unix.path,
+    )
+
+
+def _http(document: HttpDocument) -> values.HttpConfig:
+    tls = document.tls
+    return values.HttpConfig(
+        tokens_file=document.tokens_file,
+        listen=None if document.listen is None else values.listen_of(document.listen),
+        tls=None if tls is None else values.TlsConfig(certificate=tls.certificate, key=tls.key),
+        allowed_hosts=tuple(map(values.host_of, document.allowed_hosts)),
+        allowed_origins=document.allowed_origins,
+    )
