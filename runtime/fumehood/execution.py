@@ -26,6 +26,8 @@ from fumehood.residence import HeldBox, Residence, ServerStreams
 FLOOD_FACTOR = 16
 FRAME_SLACK_BYTES = 64 * 1024
 _CHUNK = 65_536
+# A server that did this in one call is not kept for the next.
+_BROKEN = frozenset({Reason.SERVER_DIED, Reason.SERVER_GARBAGE})
 # The whole environment of a tool, beside what its profile adds.
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -307,7 +309,8 @@ async def _run_exchange(
         idle.cancel()
     outcome = _classify(plan.call.task, ended[0])
     if isinstance(work, Hosting) and said and outcome.reason not in {None, Reason.CANCELLED}:
-        return outcome  # it did not end because it was over
+        # It did not end because it was over.
+        return replace(outcome, result=Result.FAILED) if outcome.reason in _BROKEN else outcome
     if said:
         return replace(outcome, result=Result.OK, reason=None, detail="", value=said[0])
     return _broken_off(outcome, failure[0], bytes(stderr.data))
@@ -339,8 +342,8 @@ async def _run_visit(box: VisitedBox, work: Visit, plan: Plan) -> Outcome:
         error = group.exceptions[0]
         assert isinstance(error, ExchangeFailed)  # noqa: S101 - what `except*` chose
         outcome = replace(outcome, result=Result.FAILED, reason=error.reason, detail=error.detail, value=error.value)
-        if error.reason in {Reason.SERVER_GARBAGE, Reason.SERVER_DIED}:
-            await box.kill(Reason.CANCELLED)
+        if error.reason in _BROKEN:
+            await box.kill(error.reason)
     if late and outcome.result is Result.OK and outcome.value is None:
         # What it was doing it would go on doing in the next call.
         await box.kill(late[0])
@@ -486,6 +489,11 @@ class _Parkable:
         self._heard.parked = True
         try:
             yield
+        except ExchangeFailed as error:
+            if error.reason is not Reason.PARKED:  # then its box has been ended
+                await self._resume()  # without an answer: what that means to the server is its own affair
+            raise
+        else:
             await self._resume()
         finally:
             self._heard.parked = False

@@ -75,6 +75,7 @@ class Residence:
         """End the session. Idempotent."""
         self._over.set()
         self._touched.set()
+        self._opened.set()
 
     async def opened(self) -> None:
         """Return when the server answers, or will not any more."""
@@ -91,7 +92,6 @@ class Residence:
                 await self._while_used(life.idle_s)
         finally:
             self.end()
-            self._opened.set()
 
     async def _while_used(self, idle_s: float) -> None:
         while not self.is_over:

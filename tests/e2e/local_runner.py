@@ -52,8 +52,12 @@ class LocalBroker(NoBroker):
     spine: FakeSpine
     boxes: dict[str, LocalBox] = field(default_factory=dict)
     settled: list[tuple[str, str]] = field(default_factory=list)
+    fail_next: bool = False
 
     async def make(self, task: str, frame: Frame) -> Made:  # noqa: ARG002 - the port's signature
+        if self.fail_next:
+            self.fail_next = False
+            raise BoxFailed(Reason.BOX_FAILED, "as the test asked")
         self.boxes[task] = LocalBox()
         return Made(engine="local", container=f"local-{task}", facts={})
 
@@ -100,6 +104,8 @@ class LocalBroker(NoBroker):
             raise BoxFailed(Reason.BOX_DIED, "the box has ended")
         box.frozen_until = time.monotonic() + seconds
         self._signal(box, signal.SIGSTOP)
+        while box.process.poll() is None and not self.is_frozen(task):  # noqa: ASYNC110 - the kernel has no event
+            await anyio.sleep(0.001)
         return Usage()
 
     async def thaw(self, task: str) -> None:

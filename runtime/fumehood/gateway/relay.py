@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import anyio
+
 from fumehood.execution import Parking
 from fumehood.faults import ExchangeFailed
 from fumehood.gateway.exchange import Questions
@@ -21,6 +23,7 @@ from fumehood.reasons import Reason
 
 MAX_MESSAGES = 1000
 MAX_QUESTION_CHARS = 8192
+GRACE_S = 1.0
 _NEEDS = {"elicitation/create": "elicitation", "sampling/createMessage": "sampling"}
 
 AskRound = Callable[[Questions], Awaitable[Mapping[str, Any]]]
@@ -87,11 +90,18 @@ class ClientRelay:
         if self._asked > self._ask.most:
             raise ExchangeFailed(Reason.INPUT_REQUIRED, f"it asked more than {self._ask.most} questions")
         put = {ours: self._labelled(questions[theirs]) for ours, theirs in names.items()}
+        if self._round_trip is None and not self._channel.can_ask:
+            raise ExchangeFailed(Reason.INPUT_REQUIRED, "the client cannot be asked")
+        answers: Mapping[str, Any] | None = None
         async with streams.parked(self._ask.wait_s):
-            try:
-                answers = await self._put(put)
-            except GatewayError as error:
-                raise ExchangeFailed(Reason.INPUT_REQUIRED, f"the client: {printable(error.message)}") from error
+            # The box is ended at its deadline by the broker; a moment later nobody waits for its answer either.
+            with anyio.move_on_after(self._ask.wait_s + GRACE_S):
+                try:
+                    answers = await self._put(put)
+                except GatewayError as error:
+                    raise ExchangeFailed(Reason.INPUT_REQUIRED, f"the client: {printable(error.message)}") from error
+            if answers is None:
+                raise ExchangeFailed(Reason.PARKED)
         if not all(isinstance(answers.get(name), dict) for name in put):
             raise ExchangeFailed(Reason.INPUT_REQUIRED, "the client did not answer every question")
         # `_meta` of a client's is never passed on.
@@ -103,8 +113,6 @@ class ClientRelay:
     async def _put(self, questions: Questions) -> Mapping[str, Any]:
         if self._round_trip is not None:
             return await self._round_trip(questions)
-        if not self._channel.can_ask:
-            raise ExchangeFailed(Reason.INPUT_REQUIRED, "the client cannot be asked")
         return {name: await self._channel.ask(each["method"], each["params"]) for name, each in questions.items()}
 
     def _labelled(self, question: Mapping[str, Any]) -> dict[str, Any]:
