@@ -308,7 +308,7 @@ async def _run_exchange(
         await converse()
         idle.cancel()
     outcome = _classify(plan.call.task, ended[0])
-    if isinstance(work, Hosting) and said and outcome.reason not in {None, Reason.CANCELLED}:
+    if isinstance(work, Hosting) and said and outcome.reason not in {None, Reason.CANCELLED, Reason.OPERATOR}:
         # It did not end because it was over.
         return replace(outcome, result=Result.FAILED) if outcome.reason in _BROKEN else outcome
     if said:

@@ -52,6 +52,11 @@ def task_of(args: Mapping[str, Any]) -> str:
     return _text(args, "task", _TASK)
 
 
+def runtime_of(args: Mapping[str, Any]) -> str:
+    """A runtime's id, which has the form of a task's."""
+    return _text(args, "runtime_id", _TASK)
+
+
 def frame_of(value: object) -> Frame:
     """A frame, every field checked."""
     args = _mapping(value, "frame")

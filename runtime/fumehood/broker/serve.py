@@ -20,6 +20,7 @@ from typing import Any
 from fumehood import wire
 from fumehood.broker import doctor, pending, requests, sweep
 from fumehood.broker.box import Box
+from fumehood.broker.door import Door, end_elsewhere
 from fumehood.broker.host import Host, close_host, open_host
 from fumehood.faults import FumehoodError, Refused
 from fumehood.model import Deny, FileChange
@@ -39,12 +40,20 @@ class Broker:
         """Do one verb. Raises FumehoodError for what is refused or fails."""
         if verb == "doctor":
             return doctor.report(self._host), []
+        if verb == "end":
+            runtime = requests.runtime_of(args)
+            end_elsewhere(self._host.settings.state.run, runtime, requests.task_of(args))
+            return {}, []
         if verb in pending.VERBS:
             return pending.VERBS[verb](self._host.settings.state, self._host.settings.caller_uid, dict(args))
         handler = self._verbs().get(verb)
         if handler is None:
             raise requests.refuse(f"there is no verb {verb!r:.40}")
         return handler(requests.task_of(args), args, fds), []
+
+    def end(self, task: str) -> None:
+        """End a box for an operator. Raises FumehoodError when there is none of this task."""
+        self._box(task).kill(Reason.OPERATOR)
 
     def remove_all(self) -> None:
         """Remove every box, all at once."""
@@ -152,6 +161,7 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket) -> N
     try:
         sweep.sweep(host, ledger)
         broker = Broker(host)
+        door = Door(host.folder, broker.end)
         sending = threading.Lock()
         with ThreadPoolExecutor(max_workers=4 * settings.boxes + 4) as pool:
             try:
@@ -159,6 +169,7 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket) -> N
                     pool.submit(_answer, broker, worker, sending, *got)
             except wire.WireError:
                 pass  # whoever sends that is not our worker any more
+            door.close()
             broker.remove_all()
     finally:
         close_host(host)

@@ -58,6 +58,19 @@ def tasks_table(records: Iterable[Record]) -> Table:
     return table
 
 
+def sessions_table(sessions: Iterable[Record]) -> Table:
+    """Sessions for people."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("session", "since", "profile", "sender", "engine", "state"):
+        table.add_column(name, no_wrap=name in {"session", "since"})
+    table.add_column("calls", justify="right")
+    for record in sessions:
+        state = "open" if record["state"] != State.CLOSED else _ending(record)
+        cells = (when(record["opened_at"]), _plain(record["profile"]), _plain(record["sender"]), _plain(record["engine"]))
+        table.add_row(record["task"], *cells, state, str(record["calls"]))
+    return table
+
+
 def facts_table(record: Record) -> Table:
     """One record's facts for people: what is not known is left out."""
     usage, files = record["usage"], record["files"] or []
@@ -67,6 +80,7 @@ def facts_table(record: Record) -> Table:
         ("detail", record["detail"]),
         ("rule", record["rule"]),
         ("tool", record["tool"]),
+        ("session", record["session"]),
         ("command", record["command"]),
         ("exit", record["exit_code"]),
         ("signal", record["signal"]),

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fumehood.faults import FumehoodError
 from fumehood.reasons import Reason
+
+if TYPE_CHECKING:
+    from fumehood.launch import Processes
 
 Record = Mapping[str, Any]
 Ask = Callable[[str, Mapping[str, Any]], Any]
@@ -45,6 +48,7 @@ def tasks(
     tool: Annotated[str | None, typer.Option(help="Only calls of this tool, or of this ad-hoc command.")] = None,
     result: Annotated[Ending | None, typer.Option(help="Only calls that ended so.")] = None,
     profile: Annotated[str | None, typer.Option(help="Only calls under this profile.")] = None,
+    session: Annotated[str | None, typer.Option(help="Only calls in the box of this session.")] = None,
     since: Annotated[
         str | None, typer.Option(help="Not older than: 90s, 30m, 1h, 7d, or an ISO date and time.")
     ] = None,
@@ -58,10 +62,11 @@ def tasks(
         "tool": tool,
         "result": result and result.value,
         "profile": profile,
+        "session": session and session.lower(),
         "since": since and instant(since, now_s, "--since"),
         "until": until and instant(until, now_s, "--until"),
     }
-    with _ledger() as ask:
+    with asking_ledger() as ask:
         records = fetch_tasks(ask, wanted, limit)
     if as_json:
         _write_json(records)
@@ -76,7 +81,7 @@ def task(
     as_json: Annotated[bool, typer.Option("--json", help="An object, for machines.")] = False,
 ) -> None:
     """Show one call: what it was, what it used, and where the time went."""
-    with _ledger() as ask:
+    with asking_ledger() as ask:
         record = fetch_task(ask, name.lower())
     if as_json:
         _write_json(record)
@@ -122,18 +127,25 @@ def instant(text: str, now_s: float, option: str) -> float:
 
 
 @contextmanager
-def _ledger() -> Iterator[Ask]:
-    from fumehood import launch, wire
+def asking_ledger() -> Iterator[Ask]:
+    """Ask a ledger process started for the length of the body. What is asked raises FumehoodError."""
+    from fumehood import launch
 
     with launch.serving(launch.settings(), broker=False) as processes:
+        yield ledger_asker(processes)
 
-        def ask(verb: str, args: Mapping[str, Any]) -> Any:
-            try:
-                return wire.request(processes.ledger, verb, args)[0]
-            except wire.WireError as error:
-                raise FumehoodError(Reason.STATE_UNAVAILABLE, f"the ledger: {error}") from error
 
-        yield ask
+def ledger_asker(processes: Processes[Any]) -> Ask:
+    """Ask the ledger of a running runtime."""
+    from fumehood import wire
+
+    def ask(verb: str, args: Mapping[str, Any]) -> Any:
+        try:
+            return wire.request(processes.ledger, verb, args)[0]
+        except wire.WireError as error:
+            raise FumehoodError(Reason.STATE_UNAVAILABLE, f"the ledger: {error}") from error
+
+    return ask
 
 
 def _write_json(value: Record | Sequence[Record]) -> None:
