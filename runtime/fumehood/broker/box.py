@@ -54,10 +54,10 @@ _CEILINGS = (
 
 @dataclass(frozen=True, slots=True)
 class _Frozen:
-    """Since when a box stands still, and until when it may (monotonic seconds)."""
+    """Since when a box stands still (monotonic seconds), and what ends it if nobody lets it go on."""
 
     since: float
-    until: float
+    alarm: threading.Timer
 
 
 class Box:
@@ -181,14 +181,14 @@ class Box:
             limit: float | None = None  # set once the tool has ended, or was told to
             while True:
                 try:
-                    report, _ = control.receive_report(launched.control, max(0.0, min(self._left_s(limit), self._patience())))
+                    report, _ = control.receive_report(launched.control, max(0.0, self._left_s(limit)))
                 except BoxFailed as error:
                     if error.reason is not Reason.BOX_DIED and self._left_s(limit) > 0:
                         continue  # frozen or thawed meanwhile, so the limit has moved
                     if error.reason is Reason.BOX_DIED or (self._killed is not None and limit is not None):
                         failed = None if self._killed else (error.reason, error.detail)
                         break
-                    self.kill(Reason.WALL if self._frozen is None else Reason.PARKED)
+                    self.kill(Reason.WALL)
                     limit = time.monotonic() + _QUIET_DEADLINE_S
                     continue
                 if report.kind == "E":
@@ -227,7 +227,12 @@ class Box:
                     raise BoxFailed(Reason.BOX_DIED, "the box has ended")
                 freeze(launched.group)
             # Not for ever, whatever a worker that was taken over asks for.
-            self._frozen = _Frozen(since=since, until=min(now + seconds, self._started + _LIFETIME_S))
+            left_s = max(0.0, min(seconds, self._started + _LIFETIME_S - now))
+            if self._frozen is not None:
+                self._frozen.alarm.cancel()
+            self._frozen = _Frozen(since=since, alarm=threading.Timer(left_s, self.kill, (Reason.PARKED,)))
+            self._frozen.alarm.daemon = True
+            self._frozen.alarm.start()
             total = launched.group.usage()
             return _since(self._metered, total)
 
@@ -239,6 +244,7 @@ class Box:
                 return
             self._metered = launched.group.usage()
             self._deadline += time.monotonic() - self._frozen.since
+            self._frozen.alarm.cancel()
             self._frozen = None
             thaw(launched.group)
 
@@ -368,17 +374,11 @@ class Box:
             mounts=tuple(mount.name for mount in binding.mounts) if binding is not None else (),
         )
 
-    def _wall(self) -> float:
-        """When the box is ended for taking too long: in running, or in waiting to be thawed."""
-        frozen = self._frozen
-        return self._deadline if frozen is None else frozen.until
-
-    def _patience(self) -> float:
-        """How long to wait before the limits are looked at again: a thaw brings the limit nearer."""
-        return _FROZEN_STEP_S if self._frozen is not None else _QUIET_DEADLINE_S * 1000
-
     def _left_s(self, limit: float | None) -> float:
-        return (self._wall() if limit is None else limit) - time.monotonic()
+        """How long to wait for the tool; a box that stands still is looked at again, because its clock does too."""
+        if limit is not None:
+            return limit - time.monotonic()
+        return _FROZEN_STEP_S if self._frozen is not None else self._deadline - time.monotonic()
 
     def _describe(
         self, launched: Launched, status: protocol.Report | None, failed: tuple[Reason, str] | None
@@ -389,7 +389,8 @@ class Box:
             usage = Usage()
         killed = self._killed
         signal = status.second or None if status is not None else None
-        if killed is None and signal == 9 and usage.oom_kills:
+        # A session whose server went away is ended for that; why it went, only the kernel's counter says.
+        if killed in {None, Reason.SERVER_DIED} and signal == 9 and usage.oom_kills:
             killed = Reason.MEMORY
         reason, detail = failed or (None, "")
         return Exited(
@@ -411,6 +412,8 @@ class Box:
     def _end_quickly(self) -> None:
         """Make whatever holds the lock return: the tool first, and init itself when it does not answer."""
         launched = self._launched
+        if self._frozen is not None:
+            self._frozen.alarm.cancel()
         if launched is None:
             return
         if not self._lock.locked():

@@ -19,6 +19,7 @@ from typing import Any
 from fumehood import wire
 from fumehood.broker import cgroups
 from fumehood.broker.host import Host
+from fumehood.broker.tickets import sweep_tickets
 from fumehood.faults import FumehoodError
 from fumehood.state import PREFIX
 
@@ -67,6 +68,7 @@ def _sweep_runtime(host: Host, folder: Path, ledger: socket.socket) -> None:
         return  # the folder's notes and the id ranges stay for a start at which the engine answers
     for slot in host.ids.of_runtime(runtime_id):
         host.ids.give_back(slot)
+    sweep_tickets(host.settings.state.locks)
     shutil.rmtree(folder, ignore_errors=True)
 
 

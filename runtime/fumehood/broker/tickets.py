@@ -67,6 +67,22 @@ def take_ticket(
     return drawn
 
 
+def sweep_tickets(folder: Path) -> None:
+    """Remove the tickets of dead holders: nobody may ever wait for theirs. A queue that is being drawn from is left alone."""
+    try:
+        queue = os.open(folder / "queue", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # no ticket was ever drawn
+    try:
+        # A ticket exists for a moment before it is locked; its number is drawn under this lock.
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        for path in folder.iterdir():
+            if path.name != "queue":
+                _alive(path)
+    finally:
+        os.close(queue)
+
+
 def _name(prefix: str, number: int, *, exclusive: bool) -> str:
     return f"{prefix}{number:016x}.{_EXCLUSIVE if exclusive else _SHARED}"
 

@@ -120,6 +120,16 @@ def fall(_params: dict) -> dict:
     os._exit(7)
 
 
+def write(params: dict) -> dict:
+    with open(f"/workspace/{params['arguments']['name']}", "w", encoding="ascii") as file:
+        file.write("kept")
+    return text("written")
+
+
+def eat(params: dict) -> dict:
+    return text(len(bytearray(os.urandom(1024)) * (1024 * params["arguments"]["mebibytes"])))
+
+
 def pid(_params: dict) -> dict:
     return text(str(os.getpid()))
 
@@ -128,7 +138,7 @@ def big(params: dict) -> dict:
     return text("x" * int(params["arguments"].get("bytes", 100_000)))
 
 
-TOOLS = {each.__name__: each for each in (count, ticks, who, sample, insist, log, touch, nap, late_who, chatter, fall, pid, big)}
+TOOLS = {each.__name__: each for each in (count, ticks, who, sample, insist, log, touch, nap, late_who, chatter, fall, pid, big, write, eat)}
 RESOURCES = [{"uri": "memo://one", "name": "one"}, {"uri": "memo://two", "name": "two"}]
 
 
