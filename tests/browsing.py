@@ -57,6 +57,20 @@ async def browsing(
         yield client
 
 
+@asynccontextmanager
+async def sitting(lab: Lab, engine: str, workspace: Path) -> AsyncIterator[Client]:
+    """A client of the server itself, in one box that lasts for the body: `fumehood run` passes its streams through."""
+    args = ["run", "--profile", "browser", "--engine", engine, "--workspace", str(workspace), "--", *command_of(lab)]
+    async with Client(StdioServerParameters(command=str(FUMEHOOD), args=args, env=lab.env)) as client:
+        yield client
+
+
+def command_of(lab: Lab) -> list[str]:
+    """The server's argv, as the profile says it."""
+    argv: list[str] = lab.fumehood("profile", "show", "browser", "--json").said["profile"]["command"]
+    return argv
+
+
 def text(result: Any) -> str:
     """The words of a result."""
     return "\n".join(block.text for block in result.content if block.type == "text")

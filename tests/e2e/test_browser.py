@@ -12,10 +12,10 @@ from typing import Any
 
 import anyio
 import pytest
-from mcp import Client, StdioServerParameters
+from mcp import Client
 
-from browsing import PAGE, browser_lab, browser_profile, browsing, record_of, text
-from lab import FUMEHOOD, Lab, docker_answers
+from browsing import PAGE, browser_lab, browser_profile, browsing, command_of, record_of, sitting, text
+from lab import Lab, docker_answers
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 # Strict: the day a session works these pass, which fails the run until the mark is taken away.
@@ -102,7 +102,7 @@ async def test_a_page_is_opened_in_a_box_of_its_own(lab: Lab, engine: str) -> No
 
 
 async def test_a_page_of_the_workspace_is_read_and_pictured_in_one_call(lab: Lab, engine: str, site: Path) -> None:
-    server = shipped_command(lab)
+    server = command_of(lab)
     with anyio.fail_after(90):
         async with browsing(lab, engine, "browser", site, *server, "--init-page=/workspace/start.ts") as client:
             snapshot = await client.call_tool("browser_snapshot", {})
@@ -113,18 +113,11 @@ async def test_a_page_of_the_workspace_is_read_and_pictured_in_one_call(lab: Lab
 
 
 async def test_a_page_served_inside_the_box_is_reached(lab: Lab, engine: str, site: Path) -> None:
-    both = ("sh", "-c", 'node /workspace/serve.js & exec "$@"', "sh", *shipped_command(lab))
+    both = ("sh", "-c", 'node /workspace/serve.js & exec "$@"', "sh", *command_of(lab))
     with anyio.fail_after(60):
         async with browsing(lab, engine, "browser", site, *both) as client:
             opened = await client.call_tool("browser_navigate", {"url": "http://127.0.0.1:8080/"})
     assert "Page Title: served inside" in text(opened)
-
-
-def shipped_command(lab: Lab) -> list[str]:
-    """The server's argv, as the profile says it."""
-    shown = lab.fumehood("profile", "show", "browser", "--json")
-    argv: list[str] = shown.said["profile"]["command"]
-    return argv
 
 
 async def click_through(client: Client) -> list[Any]:
@@ -145,9 +138,8 @@ async def click_through(client: Client) -> list[Any]:
 
 
 async def test_one_box_holds_a_browser_through_several_calls(lab: Lab, engine: str, site: Path) -> None:
-    args = ["run", "--profile", "browser", "--engine", engine, "--workspace", str(site), "--", *shipped_command(lab)]
     with anyio.fail_after(60):
-        async with Client(StdioServerParameters(command=str(FUMEHOOD), args=args, env=lab.env)) as client:
+        async with sitting(lab, engine, site) as client:
             await click_through(client)
 
 
