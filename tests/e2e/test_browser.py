@@ -18,8 +18,6 @@ from browsing import PAGE, browser_lab, browser_profile, browsing, command_of, r
 from lab import Lab, docker_answers
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
-# Strict: the day a session works these pass, which fails the run until the mark is taken away.
-needs_sessions = pytest.mark.xfail(strict=True, reason="`scope: session` is refused until it can be enforced")
 SERVED = """\
 require("http").createServer((_, answer) => answer.end("<title>served inside</title>")).listen(8080, "127.0.0.1");
 """
@@ -85,8 +83,9 @@ def picture(result: Any) -> tuple[int, int, tuple[int, ...]]:
 
 
 async def test_a_page_is_opened_in_a_box_of_its_own(lab: Lab, engine: str) -> None:
+    profile = browser_profile(lab, "call", "scope: call\n")
     with anyio.fail_after(90):
-        async with browsing(lab, engine) as client:
+        async with browsing(lab, engine, profile) as client:
             names = {tool.name for tool in (await client.list_tools()).tools}
             assert {"browser_navigate", "browser_snapshot", "browser_click", "browser_take_screenshot"} <= names
             assert "browser_run_code_unsafe" not in names
@@ -102,9 +101,9 @@ async def test_a_page_is_opened_in_a_box_of_its_own(lab: Lab, engine: str) -> No
 
 
 async def test_a_page_of_the_workspace_is_read_and_pictured_in_one_call(lab: Lab, engine: str, site: Path) -> None:
-    server = command_of(lab)
+    profile, server = browser_profile(lab, "call", "scope: call\n"), command_of(lab)
     with anyio.fail_after(90):
-        async with browsing(lab, engine, "browser", site, *server, "--init-page=/workspace/start.ts") as client:
+        async with browsing(lab, engine, profile, site, *server, "--init-page=/workspace/start.ts") as client:
             snapshot = await client.call_tool("browser_snapshot", {})
             shown = await client.call_tool("browser_take_screenshot", {"scale": "css"})
     assert 'button "Press me"' in text(snapshot)
@@ -143,18 +142,15 @@ async def test_one_box_holds_a_browser_through_several_calls(lab: Lab, engine: s
             await click_through(client)
 
 
-@needs_sessions
 async def test_a_session_clicks_and_sees_what_changed(lab: Lab, engine: str, site: Path) -> None:
-    profile = browser_profile(lab, "session", "scope: session\n")
     with anyio.fail_after(90):
-        async with browsing(lab, engine, profile, site) as client:
+        async with browsing(lab, engine, "browser", site) as client:
             results = await click_through(client)
     records = [record_of(lab, result) for result in results]
     assert len({record["task"] for record in records}) == 4
     assert len({record["container"] for record in records}) == 1
 
 
-@needs_sessions
 async def test_a_session_of_server_memory_remembers_and_is_committed_at_its_end(lab: Lab, engine: str) -> None:
     profile = browser_profile(lab, "memory", "scope: session\n", of="mcp-server-memory")
     workspace = lab.workspace("memory")
