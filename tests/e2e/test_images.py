@@ -138,7 +138,7 @@ def test_the_docker_image_has_one_layer_and_no_configuration(store: ImageStore, 
 
 
 def test_building_what_is_up_to_date_reads_and_changes_nothing(store: ImageStore, borrowed: Path) -> None:
-    built, said = fumehood(borrowed, "build")
+    built, said = fumehood(borrowed, "build", *NAMES)
     assert {row["name"]: row["digest"] for row in built} == {name: about(store, name)[0]["digest"] for name in NAMES}
     assert not any(row["built"] for row in built)
     assert "bootstrapping" not in said

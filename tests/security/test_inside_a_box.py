@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lab import Done, Lab
+from lab import Done, Lab, boxed, status
 
 PROBES = (Path(__file__).parent / "inside" / "probes.py").read_text()
 EPERM = {"EPERM"}
@@ -187,6 +187,16 @@ def test_dev_is_exactly_ours(box: dict[str, Any]) -> None:
         "fd": [link, 0, 0], "full": [character, 1, 7], "null": [character, 1, 3], "random": [character, 1, 8], "shm": [folder, 0, 0],
         "stderr": [link, 0, 0], "stdin": [link, 0, 0], "stdout": [link, 0, 0], "urandom": [character, 1, 9], "zero": [character, 1, 5],
     }  # fmt: skip
+
+
+def test_the_hosts_null_device_does_not_become_the_boxes(lab: Lab, engine: str) -> None:
+    # crun gave its standard streams, which were the host's /dev/null, to the box's user: an owner may chmod it for everybody.
+    with lab.live(engine, "print('up'); input()  # null") as live:
+        assert live.line() == "up"
+        # Its own uid, not root's: other runtimes on this host may be older.
+        assert os.stat("/dev/null").st_uid != int(status(boxed("# null"))["Uid"].split()[0])
+        live.say("")
+        assert live.end().status == 0
 
 
 def test_no_device_or_socket_node_can_be_made(box: dict[str, Any]) -> None:

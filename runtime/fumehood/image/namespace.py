@@ -292,9 +292,12 @@ def _see_only(box: Box) -> None:
 
 
 def _add_system(folder: int) -> None:
-    for name, kind in (("proc", b"proc"), ("tmp", b"tmpfs"), ("dev", b"tmpfs")):
+    # A tmpfs is sticky and for everyone unless told otherwise, and the kernel then refuses `> /dev/null` to all but the
+    # node's owner, who is nobody here: install scripts that end on it would fail.
+    for name, kind, options in (("proc", b"proc", None), ("tmp", b"tmpfs", None), ("dev", b"tmpfs", b"mode=0755")):
         target = _open_below(folder, name)
-        _mount(kind, b"/proc/self/fd/%d" % target, kind, _MS_NOSUID | (_MS_NODEV if name != "dev" else 0))
+        flags = _MS_NOSUID | (_MS_NODEV if name != "dev" else 0)
+        _mount(kind, b"/proc/self/fd/%d" % target, kind, flags, options)
         os.close(target)
     devices = _open_below(folder, "dev")
     for device in _DEVICES:
@@ -339,8 +342,8 @@ def _die_with_parent() -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "pdeathsig")
 
 
-def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int) -> None:
-    _check(_libc.mount(source, target, kind, flags, None), f"mount {os.fsdecode(target)}")
+def _mount(source: bytes, target: bytes, kind: bytes | None, flags: int, options: bytes | None = None) -> None:
+    _check(_libc.mount(source, target, kind, flags, options), f"mount {os.fsdecode(target)}")
 
 
 def _check(result: int, what: str) -> None:

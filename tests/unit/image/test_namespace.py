@@ -79,6 +79,12 @@ def test_a_read_only_root_cannot_be_written_or_remounted(folder: Path, root: Pat
     assert not (root / "x").exists()
 
 
+def test_a_program_can_create_over_dev_null(folder: Path, root: Path) -> None:
+    # In a sticky /dev the kernel refuses O_CREAT of a node whose owner is neither the folder's nor the caller's.
+    box = Box(root=root, owners=owners(), read_only=True)
+    assert printed(box, folder, "sh", "-ec", "echo lost > /dev/null; echo kept") == "kept\n"
+
+
 def test_a_bind_over_a_link_is_refused(folder: Path) -> None:
     (folder / "root").mkdir()
     (folder / "root" / "mnt").symlink_to("/etc")

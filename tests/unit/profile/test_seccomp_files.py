@@ -102,6 +102,6 @@ def test_extending_adds_to_the_same_action_and_replaces_another(shelf: Any) -> N
 
 
 def test_every_shipped_entry_has_a_reason() -> None:
-    for name in ("default", "unix-sockets", "worker"):
+    for name in ("browser", "default", "unix-sockets", "worker"):
         text = (loader.shipped_folder() / "seccomp" / f"{name}.yaml").read_text()
         assert text.count("reason:") == text.count("names:") > 0

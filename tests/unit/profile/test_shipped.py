@@ -19,17 +19,19 @@ SHIPPED = loader.shipped_folder()
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 GUIDE = Path(__file__).parents[3] / "docs" / "profiles.md"
 BLOCKS = re.findall(r"```yaml\n(# ([a-z]+): ([a-z0-9.-]+)\n.*?)```", GUIDE.read_text(), re.DOTALL)
+# What lint has to say about a shipped profile, and rightly so: its seccomp file gives the reason.
+KNOWN = {"browser": ["allows other system calls than the default (browser)"]}
 
 
 def test_what_ships() -> None:
     servers = ["everything", "fetch", "filesystem", "git", "memory", "time"]
-    assert [*(f"mcp-server-{name}" for name in servers), "node", "python", "shell"] == NAMES
+    assert ["browser", *(f"mcp-server-{name}" for name in servers), "node", "python", "shell"] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_profile_is_clean_and_under_the_floor(name: str) -> None:
     loaded = loader.load_fully(name, (SHIPPED,), os.getuid())
-    assert [str(problem) for problem in findings(loaded)] == []
+    assert [problem.message for problem in findings(loaded)] == KNOWN.get(name, [])
     assert check_floor(loaded.profile.seccomp) is None
     assert sentences(loaded.profile)
     assert (SHIPPED / f"{name}.yaml").read_text().startswith("# ")

@@ -152,13 +152,15 @@ class OciEngine:
             "--bundle", str(spec.folder), spec.container,
         ]  # fmt: skip
         log = os.open(spec.folder / "runtime.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        # Never the host's /dev/null: crun gives its standard streams to the box's user, and the owner may chmod the node.
+        empty, writer = os.pipe2(os.O_CLOEXEC)
+        os.close(writer)
         try:
             return os.posix_spawn(
                 self._program, argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
                 file_actions=[
-                    (os.POSIX_SPAWN_DUP2, null, 0),
-                    (os.POSIX_SPAWN_DUP2, null, 1),
+                    (os.POSIX_SPAWN_DUP2, empty, 0),
+                    (os.POSIX_SPAWN_DUP2, log, 1),
                     (os.POSIX_SPAWN_DUP2, log, 2),
                     (os.POSIX_SPAWN_DUP2, control, 3),
                 ],
@@ -167,7 +169,7 @@ class OciEngine:
             )  # fmt: skip
         finally:
             os.close(log)
-            os.close(null)
+            os.close(empty)
 
     def _await_up(self, spec: Spec, control: socket.socket) -> int:
         try:
