@@ -21,7 +21,7 @@ GROUND = VALUES | {
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
-TOP = frozenset({"call", "app", "launch", "confine", "brokering", "operating"})
+TOP = frozenset({"call", "app", "launch", "confine", "brokering", "given", "operating"})
 ONLY_UNDER = {
     "docker": {"broker"},
     "pyroute2": {"broker"},
