@@ -14,7 +14,6 @@ from pathlib import Path
 
 from fumehood.faults import FumehoodError
 from fumehood.reasons import Reason
-from fumehood.settings import Settings
 from fumehood.shipping import shipped
 
 _PR_SET_DUMPABLE = 4
@@ -46,11 +45,11 @@ def give_up_root(uid: int, gid: int) -> None:
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def worker_filter(settings: Settings) -> bytes:
-    """The worker's compiled filter; root's, from the state folder, compiled into it at the first start."""
+def worker_filter(folder: Path) -> bytes:
+    """The worker's compiled filter; root's, from the state's folder of filters, compiled into it at the first start."""
     source = shipped("profiles") / "seccomp" / "worker.yaml"
     name = f"worker-{hashlib.sha256(source.read_bytes()).hexdigest()[:32]}-{platform.machine()}.bpf"
-    kept = settings.state.seccomp / name
+    kept = folder / name
     try:
         return kept.read_bytes()
     except FileNotFoundError:

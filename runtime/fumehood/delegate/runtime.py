@@ -1,0 +1,144 @@
+"""What a server's author holds: a runtime inside their own process, through which calls and functions run in boxes.
+
+Everything that needs the caller's rights happens in `open`, once: profiles and the sources of all functions that are to be handed over
+are found, checked and told to the broker; afterwards the process has no root, and neither a profile nor a source can be added.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from fumehood import app, call, given, launch
+from fumehood.delegate.embedding import embedded
+from fumehood.delegate.function import Function
+from fumehood.delegate.source import Source
+from fumehood.execution import Work
+from fumehood.faults import FumehoodError
+from fumehood.model import Outcome, Profile, ToolCall, WorkspaceMode
+from fumehood.reasons import Reason
+
+DEFAULT_PROFILE = "function"
+_NEEDS_DIRECTORY = {WorkspaceMode.RO, WorkspaceMode.RW, WorkspaceMode.DIRECT}
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """What `open` has to know of a decorated function: its source, and its profile if it has one of its own."""
+
+    source: Source
+    profile: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime(app.Runtime):
+    """An open runtime. Make it with `async with Runtime.open(...)`; one at a time in a process."""
+
+    default_profile: str
+    profiles: Mapping[str, Profile]
+    sources: frozenset[Source]
+    workspace_fd: int | None
+    workspace_path: str | None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, *, profile: str = DEFAULT_PROFILE, profiles: Iterable[str] = (), workspace: str | os.PathLike[str] | None = None,
+        config: str | None = None, engine: str | None = None,
+    ) -> AsyncIterator[Self]:  # fmt: skip
+        """A runtime for the length of the body; this process becomes its worker and, if it was root, gives that up FOR GOOD.
+
+        `profile` is for calls that name none; `profiles` names more that calls will use. Open it after all boxed functions
+        were imported, with everything that only root could read or import already in memory. Raises FumehoodError.
+        """
+        if _open or _worker:
+            detail = "a runtime is open in this process already" if _open else "this process gave up its rights to a runtime before"
+            raise FumehoodError(Reason.UNENFORCEABLE, detail, remedy="Open one runtime for the life of the process.")
+        if engine not in {None, "docker", "oci"}:
+            raise FumehoodError(Reason.BAD_REQUEST, f"engine {engine}: expected docker or oci")
+        place = None if workspace is None else Path(workspace)
+        chosen = launch.settings(config)
+        directory = given.open_workspace(place)
+        try:
+            sources = frozenset(one.source for one in handed)
+            names = {profile, *profiles, *(one.profile for one in handed if one.profile is not None)}
+            for source in sources:
+                source.check(chosen.caller_uid, place)
+            chosen = launch.with_workspace(chosen, directory)
+            # The broker is told now what it may ever mount: a worker that was taken over cannot ask for more.
+            chosen = replace(chosen, mount_roots=(*chosen.mount_roots, *sorted(source.path for source in sources)))
+
+            def load() -> dict[str, Profile]:
+                loaded = {name: given.load_profile(name, chosen, engine, place) for name in sorted(names)}
+                _check_workspace(loaded, place)
+                return loaded
+
+            async with embedded(chosen, load) as processes:
+                _worker.append(os.getpid())
+                async with app.open_runtime(processes) as inner:
+                    runtime = cls(
+                        ports=inner.ports, sender=inner.sender, default_profile=profile, profiles=processes.loaded, sources=sources,
+                        workspace_fd=directory, workspace_path=None if place is None else str(place.absolute()),
+                    )  # fmt: skip
+                    _open.append(runtime)
+                    try:
+                        yield runtime
+                    finally:
+                        _open.remove(runtime)
+        finally:
+            if directory is not None:
+                os.close(directory)
+
+    def call(self, tool: str | None, arguments: Mapping[str, Any] | None = None, *, profile: str | None = None) -> ToolCall:
+        """A new call of `tool` under one of the profiles given to `open`. `tool` None is an ad-hoc command of the author's own."""
+        name = profile or self.default_profile
+        if name not in self.profiles:
+            raise FumehoodError(
+                Reason.PROFILE_UNKNOWN, f"the profile {name} was not loaded when the runtime was opened",
+                remedy="Name it in Runtime.open(profiles=...).",
+            )  # fmt: skip
+        chosen = self.profiles[name]
+        seen = chosen.filesystem.workspace in _NEEDS_DIRECTORY
+        return ToolCall(
+            task=self.new_task(), tool=tool, arguments=arguments or {}, sender=self.sender, profile=chosen,
+            workspace_fd=self.workspace_fd if seen else None, workspace_path=self.workspace_path if seen else None,
+            front_door="delegate",
+        )  # fmt: skip
+
+    async def run(self, tool_call: ToolCall, work: Work | Function) -> Outcome:
+        """Carry a call through `run_call`. A Function's outcome has its result, or the `Raised` of its exception, as its value."""
+        if not isinstance(work, Function):
+            return await call.run_call(tool_call, work, self.ports)
+        if work.source not in self.sources:
+            raise FumehoodError(
+                Reason.FUNCTION_UNFIT, f"{work.module}.{work.name} was decorated after the runtime was opened",
+                remedy="Import its module before Runtime.open(...).",
+            )  # fmt: skip
+        tool_call = work.call_with_source(tool_call)
+        outcome = await call.run_call(tool_call, work.exchange(tool_call), self.ports)
+        return replace(outcome, value=work.raised[-1]) if outcome.reason is Reason.FUNCTION_RAISED else outcome
+
+
+def current() -> Runtime:
+    """The open runtime of this process. Raises FumehoodError(RUNTIME_CLOSED)."""
+    if not _open:
+        raise FumehoodError(Reason.RUNTIME_CLOSED)
+    return _open[-1]
+
+
+handed: list[Handed] = []
+_open: list[Runtime] = []
+_worker: list[int] = []
+
+
+def _check_workspace(profiles: Mapping[str, Profile], place: Path | None) -> None:
+    modes = {profile.filesystem.workspace for profile in profiles.values()}
+    if place is not None and not modes & _NEEDS_DIRECTORY:
+        raise FumehoodError(
+            Reason.WORKSPACE_NOT_ALLOWED, f"none of the profiles {', '.join(profiles)} gives its tools a directory",
+            remedy="Leave the workspace out, or allow one in a profile.",
+        )  # fmt: skip
