@@ -1,8 +1,9 @@
 """What a handed-over function's caller sees when there is no result.
 
-An exception of the function's comes back as the same type only when that type is known here beforehand: a builtin of `BUILTIN`, one
-that the decorator was given, or the SDK's own `ToolError`. The box names the type in text; a name is looked up among these
-and nowhere else, so it can neither import anything nor pick a type that means something to whoever catches it. Everything else is `RemoteError`.
+An exception of the function's comes back as the same type only when that type is known here beforehand: a builtin of
+`BUILTIN`, one that the decorator was given, or the SDK's own `ToolError`. The box names the type in text; a name is looked
+up among these and nowhere else, so it can neither import anything nor pick a type that means something to whoever catches
+it. Everything else is `RemoteError`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from fumehood.reasons import Reason
 # Exceptions that mean nothing to an event loop, an iterator or an interpreter, and that take one string.
 BUILTIN = (
     "ArithmeticError", "AssertionError", "AttributeError", "BufferError", "ConnectionError", "EOFError", "Exception",
-    "FileExistsError", "FileNotFoundError", "FloatingPointError", "ImportError", "IndexError", "IsADirectoryError", "KeyError", "LookupError",
-    "MemoryError", "ModuleNotFoundError", "NameError", "NotADirectoryError", "NotImplementedError", "OSError", "OverflowError",
-    "PermissionError", "RecursionError", "RuntimeError", "TimeoutError", "TypeError", "ValueError", "ZeroDivisionError",
+    "FileExistsError", "FileNotFoundError", "FloatingPointError", "ImportError", "IndexError", "IsADirectoryError", "KeyError",
+    "LookupError", "MemoryError", "ModuleNotFoundError", "NameError", "NotADirectoryError", "NotImplementedError", "OSError",
+    "OverflowError", "PermissionError", "RecursionError", "RuntimeError", "TimeoutError", "TypeError", "ValueError",
+    "ZeroDivisionError",
 )  # fmt: skip
 SDK_ERRORS = (("mcp.server.mcpserver.exceptions", "ToolError"), ("fastmcp.exceptions", "ToolError"))
 

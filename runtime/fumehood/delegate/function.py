@@ -68,8 +68,10 @@ class Function:
         """A call of a boxed function with JSON values; `heard` may be `progress` and `say`. Raises Refused(ARGUMENTS_INVALID)."""
         inner = inspect.unwrap(function)
         signature = signature_of(inner)
-        judged = signature.from_json(arguments)
-        return cls(module=inner.__module__, name=inner.__name__, source=source_of(inner), signature=signature, arguments=judged, **heard)
+        return cls(
+            module=inner.__module__, name=inner.__name__, source=source_of(inner), signature=signature,
+            arguments=signature.from_json(arguments), **heard,
+        )  # fmt: skip
 
     def call_with_source(self, call: ToolCall) -> ToolCall:
         """The call under its profile and the mount of this function's source."""
@@ -108,7 +110,7 @@ class _Conversation:
                 self._stray += 1
                 if self._stray > MAX_STRAY:
                     break
-            elif frame.get("kind") in {"log", "progress", "said"}:
+            elif frame.get("kind") in ("log", "progress", "said"):
                 await self._hear(frame)
             else:
                 return self._answer(frame, len(line))
@@ -215,11 +217,12 @@ class _Conversation:
 
 def _raised(frame: Mapping[str, Any]) -> Raised:
     kind = frame.get("type")
-    module, name = kind if isinstance(kind, list) and len(kind) == 2 else ("", "")
+    named = isinstance(kind, list) and len(kind) == 2 and all(isinstance(part, str) for part in kind)
+    module, name = kind if named else ("", "unnamed")
     trace = frame.get("traceback")
     lines = trace[-runner.TRACE_CHARS :].split("\n") if isinstance(trace, str) else []
     return Raised(
-        _text(module, 256), _text(name, 256) or "Exception", _text(frame.get("message"), runner.TEXT_CHARS),
+        _text(module, 256), _text(name, 256), _text(frame.get("message"), runner.TEXT_CHARS),
         "\n".join(_text(line, runner.TRACE_CHARS) for line in lines),
     )  # fmt: skip
 

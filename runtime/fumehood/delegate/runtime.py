@@ -79,7 +79,7 @@ class Runtime(app.Runtime):
 
             async with embedded(chosen, load) as processes:
                 _worker.append(os.getpid())
-                async with app.open_runtime(processes) as inner:
+                async with _own_errors() as own, app.open_runtime(processes) as inner:
                     runtime = cls(
                         ports=inner.ports, sender=inner.sender, default_profile=profile, profiles=processes.loaded, sources=sources,
                         workspace_fd=directory, workspace_path=None if place is None else str(place.absolute()),
@@ -87,6 +87,9 @@ class Runtime(app.Runtime):
                     _open.append(runtime)
                     try:
                         yield runtime
+                    except BaseException as error:
+                        own.append(error)
+                        raise
                     finally:
                         _open.remove(runtime)
         finally:
@@ -133,6 +136,21 @@ def current() -> Runtime:
 handed: list[Handed] = []
 _open: list[Runtime] = []
 _worker: list[int] = []
+
+
+@asynccontextmanager
+async def _own_errors() -> AsyncIterator[list[BaseException]]:
+    """An error of the body, noted in the list, as itself: the task groups that read our sockets wrap it into groups of one."""
+    own: list[BaseException] = []
+    try:
+        yield own
+    except BaseExceptionGroup as group:
+        inner: BaseException = group
+        while isinstance(inner, BaseExceptionGroup) and inner not in own and len(inner.exceptions) == 1:
+            inner = inner.exceptions[0]
+        if inner not in own:
+            raise
+        raise inner from inner.__cause__
 
 
 def _check_workspace(profiles: Mapping[str, Profile], place: Path | None) -> None:
