@@ -60,6 +60,7 @@ anyio.run(main)
 """
 PROFILE = """\
 extends: function
+tools: {allow: "*"}
 limits: {wall: 20s, result: 1MiB}
 """
 

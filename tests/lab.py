@@ -236,11 +236,11 @@ class Lab:
                 yield pid, groups.splitlines()[0]
 
 
-def open_lab() -> Lab:
-    """Make the session's folder."""
+def open_lab(suffix: str = "") -> Lab:
+    """Make the session's folder, or with a suffix one of a file's own."""
     PARENT.mkdir(mode=0o711, exist_ok=True)
     PARENT.chmod(0o711)
-    folder = PARENT / f"{os.getpid()}"
+    folder = PARENT / f"{os.getpid()}{suffix}"
     folder.mkdir(mode=0o711)
     for name in ("home", "profiles", "workspaces", "state", "state/run", "state/ids", "state/locks"):
         (folder / name).mkdir(mode=0o711)

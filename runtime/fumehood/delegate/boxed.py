@@ -53,7 +53,7 @@ def _boxed(
     if _is_registered(function):
         raise unfit(function, "an SDK has registered it already and would run it on the host; put @boxed below the SDK's decorator")
     one = _Boxed(function, source_of(function), signature_of(function), profile, tool or function.__name__, raises, failure)
-    runtime.handed.append(Handed(one.source, profile))
+    runtime.handed.append(Handed(one.tool, one.source, profile))
 
     @functools.wraps(function)
     async def in_a_box(*args: Any, **kwargs: Any) -> Any:

@@ -217,8 +217,8 @@ class _Conversation:
 
 def _raised(frame: Mapping[str, Any]) -> Raised:
     kind = frame.get("type")
-    named = isinstance(kind, list) and len(kind) == 2 and all(isinstance(part, str) for part in kind)
-    module, name = kind if named else ("", "unnamed")
+    parts = kind if isinstance(kind, list) and all(isinstance(part, str) for part in kind) else []
+    module, name = parts if len(parts) == 2 else ("", "unnamed")
     trace = frame.get("traceback")
     lines = trace[-runner.TRACE_CHARS :].split("\n") if isinstance(trace, str) else []
     return Raised(

@@ -28,8 +28,9 @@ _NEEDS_DIRECTORY = {WorkspaceMode.RO, WorkspaceMode.RW, WorkspaceMode.DIRECT}
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """What `open` has to know of a decorated function: its source, and its profile if it has one of its own."""
+    """What `open` has to know of a decorated function: what it is called, its source, and its profile if it has one of its own."""
 
+    tool: str
     source: Source
     profile: str | None
 
@@ -75,6 +76,8 @@ class Runtime(app.Runtime):
             def load() -> dict[str, Profile]:
                 loaded = {name: given.load_profile(name, chosen, engine, place) for name in sorted(names)}
                 _check_workspace(loaded, place)
+                if profile == DEFAULT_PROFILE:
+                    loaded[profile] = _for_the_decorated(loaded[profile])
                 return loaded
 
             async with embedded(chosen, load) as processes:
@@ -151,6 +154,16 @@ async def _own_errors() -> AsyncIterator[list[BaseException]]:
         if inner not in own:
             raise
         raise inner from inner.__cause__
+
+
+def _for_the_decorated(profile: Profile) -> Profile:
+    """The profile that ships for functions lists none: where nobody chose another, the author's decoration is the choice."""
+    from fumehood.profile.resolve import profile_digest
+
+    if profile.tools != frozenset():
+        return profile
+    decorated = replace(profile, tools=frozenset(one.tool for one in handed if one.profile is None))
+    return replace(decorated, digest=profile_digest(decorated))
 
 
 def _check_workspace(profiles: Mapping[str, Profile], place: Path | None) -> None:

@@ -23,7 +23,7 @@ BLOCKS = re.findall(r"```yaml\n(# ([a-z]+): ([a-z0-9.-]+)\n.*?)```", GUIDE.read_
 
 def test_what_ships() -> None:
     servers = ["everything", "fetch", "filesystem", "git", "memory", "time"]
-    assert [*(f"mcp-server-{name}" for name in servers), "node", "python", "shell"] == NAMES
+    assert ["function", *(f"mcp-server-{name}" for name in servers), "node", "python", "shell"] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
