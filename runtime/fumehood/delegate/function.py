@@ -1,9 +1,9 @@
 """The work of one function: a conversation with `runner` in the box, every line of which is a stranger's.
 
-A `Function` runs as an `Exchange`: python3 of the image with the runner's text, one line in, lines out. Invariants: a line counts only
-with this call's random token (rule 9), which a program that merely inherited the standard output does not know; lines, records and
-progress are bounded in number and size; logger names are the module's own or become so, levels are those of logging, and text
-is made printable. What a callback of the host's raises is logged and costs the call nothing.
+A `Function` runs as an `Exchange`: python3 of the image with the runner's text, one line in, lines out. Invariants: a line
+counts, and is parsed, only with this call's random token (rule 9), which a program that merely inherited the standard output
+does not know; lines, records and progress are bounded in number and size; logger names are the module's own or become so,
+levels are those of logging, and text is made printable. What a callback of the host's raises is logged and costs the call nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ MAX_STRAY = 10_000
 MAX_RECORDS = 10_000
 MAX_PROGRESS = 10_000
 MAX_LOGGERS = 64
+REPORT_BYTES = 64 * 1024  # of one log record or report of progress: the runner cuts texts far shorter
+REPORTS_BYTES = 64 * 2**20
 _LEVELS = ("debug", "info", "warning", "error")
 _NAME_LETTERS = frozenset(string.ascii_letters + string.digits + "_.")
 _log = logging.getLogger("fumehood")
@@ -92,7 +94,7 @@ class _Conversation:
         self._call = call
         self._streams = streams
         self._token = secrets.token_hex(16)
-        self._stray = self._records = self._reports = 0
+        self._stray = self._records = self._reports = self._report_bytes = 0
         self._loggers: set[str] = set()
 
     async def hold(self) -> Any:
@@ -111,6 +113,9 @@ class _Conversation:
                 if self._stray > MAX_STRAY:
                     break
             elif frame.get("kind") in ("log", "progress", "said"):
+                self._report_bytes += len(line)
+                if len(line) > REPORT_BYTES or self._report_bytes > REPORTS_BYTES:
+                    raise ExchangeFailed(Reason.RESULT_INVALID, "the box reported more than anybody reads")
                 await self._hear(frame)
             else:
                 return self._answer(frame, len(line))
@@ -136,13 +141,13 @@ class _Conversation:
 
     def _read(self, line: bytes) -> dict[str, Any] | None:
         """A line of ours, or None. Raises ExchangeFailed for one that is ours and no JSON that everyone reads alike."""
+        if self._token.encode() not in line:
+            return None  # before it is parsed: noise may be long
         try:
             frame = strict_json.parse(line)
         except strict_json.UnfitError as error:
             # Nobody else knows the token, so this was meant for us, and a better one will not come.
-            if self._token.encode() in line:
-                raise ExchangeFailed(Reason.RESULT_INVALID, f"the box answered with unfit JSON: {error}") from error
-            return None
+            raise ExchangeFailed(Reason.RESULT_INVALID, f"the box answered with unfit JSON: {error}") from error
         ours = isinstance(frame, dict) and frame.get("token") == self._token
         return frame if ours else None
 

@@ -261,7 +261,8 @@ def missing(error: ImportError, image: str) -> str:
 def told(error: BaseException) -> dict[str, Any]:
     """An exception as text."""
     try:
-        message = str(error)
+        # The text of a KeyError is its key's repr, which a new one would quote again.
+        message = error.args[0] if type(error) is KeyError and isinstance(error.args[0], str) else str(error)
     except Exception:  # noqa: BLE001 - a hostile __str__ must not cost the exception
         message = "(its message cannot be told)"
     trace = error.__traceback__

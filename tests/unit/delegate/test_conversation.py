@@ -92,6 +92,14 @@ def test_progress_is_bounded_and_must_be_numbers() -> None:
     assert len(told) == function.MAX_PROGRESS
 
 
+def test_reports_are_bounded_in_length_alone_and_together() -> None:
+    answer = line("result", value=1)
+    assert talk(line("log", logger="own", level=10, message="x" * function.REPORT_BYTES), answer) is Reason.RESULT_INVALID
+    long = line("log", logger="own", level=10, message="x" * (function.REPORT_BYTES - 200))
+    assert talk(*[long] * 100, answer) == 1
+    assert talk(*[long] * (function.REPORTS_BYTES // function.REPORT_BYTES + 10), answer) is Reason.RESULT_INVALID
+
+
 def test_a_client_that_went_away_does_not_fail_the_call() -> None:
     async def gone(*_: Any) -> None:
         raise BrokenPipeError
