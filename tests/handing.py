@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -112,8 +113,8 @@ def start(lab: Lab, engine: str, code: str = DRIVER, **env: str) -> subprocess.P
 def boxes(lab: Lab) -> list[str]:
     """What there is of live boxes: their cgroups and containers."""
     runtimes = lab.seen_runtimes()
-    folders = [path for path in Path("/sys/fs/cgroup").glob("**/fumehood/*/*") if path.is_dir()]
-    found = [path.name for path in folders if path.parent.name in runtimes]
+    # os.walk, not glob: others' groups vanish while we look.
+    found = [name for folder, names, _ in os.walk("/sys/fs/cgroup") if Path(folder).name in runtimes for name in names]
     return found + [name for name, runtime in containers() if runtime in runtimes]
 
 

@@ -24,11 +24,12 @@ from fumehood.delegate import runner
 from fumehood.delegate.errors import Raised
 from fumehood.delegate.signatures import Signature, signature_of
 from fumehood.delegate.source import Source, source_of
-from fumehood.execution import Exchange, ServerStreams
+from fumehood.execution import Exchange
 from fumehood.faults import ExchangeFailed
 from fumehood.gateway import strict_json
 from fumehood.model import ToolCall
 from fumehood.reasons import Reason
+from fumehood.residence import ServerStreams
 
 MAX_LINES = 100_000
 MAX_STRAY = 10_000
@@ -63,7 +64,6 @@ class Function:
     arguments: Mapping[str, Any]
     progress: Progress = _unheard
     say: Say = _unheard
-    raised: list[Raised] = field(default_factory=list, repr=False)
 
     @classmethod
     def of(cls, function: Callable[..., Any], arguments: Mapping[str, Any], **heard: Any) -> Self:
@@ -80,7 +80,7 @@ class Function:
         return replace(call, profile=self.source.added_to(call.profile))
 
     def exchange(self, call: ToolCall) -> Exchange:
-        """The function as what a box runs. An exception of the function's is left in `raised`."""
+        """The function as what a box runs. The outcome's value is its result, or the `Raised` of its exception."""
         text = Path(runner.__file__).read_text(encoding="utf-8")
         # Isolated: no PYTHON* of the image's, no site of a user's, and no folder of the box's on the path.
         return Exchange(("python3", "-I", "-B", "-c", text), lambda streams: _Conversation(self, call, streams).hold())
@@ -163,8 +163,9 @@ class _Conversation:
                     raise ExchangeFailed(Reason.RESULT_INVALID, f"the result does not fit its type: {error}") from error
             case "raised":
                 raised = _raised(frame)
-                self._function.raised.append(raised)
-                raise ExchangeFailed(Reason.FUNCTION_RAISED, f"{raised.name}: {raised.message}"[:500])
+                failed = ExchangeFailed(Reason.FUNCTION_RAISED, f"{raised.name}: {raised.message}"[:500])
+                failed.value = raised
+                raise failed
             case "unloadable":
                 raise ExchangeFailed(Reason.FUNCTION_UNLOADABLE, _text(frame.get("message"), 500))
             case "unfit":

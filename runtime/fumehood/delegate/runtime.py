@@ -19,7 +19,7 @@ from fumehood.delegate.function import Function
 from fumehood.delegate.source import Source
 from fumehood.execution import Work
 from fumehood.faults import FumehoodError
-from fumehood.model import Outcome, Profile, ToolCall, WorkspaceMode
+from fumehood.model import Kind, Outcome, Profile, Scope, ToolCall, WorkspaceMode
 from fumehood.reasons import Reason
 
 DEFAULT_PROFILE = "function"
@@ -75,7 +75,7 @@ class Runtime(app.Runtime):
 
             def load() -> dict[str, Profile]:
                 loaded = {name: given.load_profile(name, chosen, engine, place) for name in sorted(names)}
-                _check_workspace(loaded, place)
+                _check(loaded, place)
                 if profile == DEFAULT_PROFILE:
                     loaded[profile] = _for_the_decorated(loaded[profile])
                 return loaded
@@ -112,7 +112,7 @@ class Runtime(app.Runtime):
         return ToolCall(
             task=self.new_task(), tool=tool, arguments=arguments or {}, sender=self.sender, profile=chosen,
             workspace_fd=self.workspace_fd if seen else None, workspace_path=self.workspace_path if seen else None,
-            front_door="delegate",
+            front_door="delegate", kind=Kind.COMMAND if tool is None else Kind.TOOL,
         )  # fmt: skip
 
     async def run(self, tool_call: ToolCall, work: Work | Function) -> Outcome:
@@ -125,8 +125,7 @@ class Runtime(app.Runtime):
                 remedy="Import its module before Runtime.open(...).",
             )  # fmt: skip
         tool_call = work.call_with_source(tool_call)
-        outcome = await call.run_call(tool_call, work.exchange(tool_call), self.ports)
-        return replace(outcome, value=work.raised[-1]) if outcome.reason is Reason.FUNCTION_RAISED else outcome
+        return await call.run_call(tool_call, work.exchange(tool_call), self.ports)
 
 
 def current() -> Runtime:
@@ -166,7 +165,12 @@ def _for_the_decorated(profile: Profile) -> Profile:
     return replace(decorated, digest=profile_digest(decorated))
 
 
-def _check_workspace(profiles: Mapping[str, Profile], place: Path | None) -> None:
+def _check(profiles: Mapping[str, Profile], place: Path | None) -> None:
+    if sessions := [name for name, profile in profiles.items() if profile.scope is Scope.SESSION]:
+        raise FumehoodError(
+            Reason.UNENFORCEABLE, f"the profile {sessions[0]} keeps sessions, and a function has a box for each call",
+            remedy="Use `scope: call`.",
+        )  # fmt: skip
     modes = {profile.filesystem.workspace for profile in profiles.values()}
     if place is not None and not modes & _NEEDS_DIRECTORY:
         raise FumehoodError(
