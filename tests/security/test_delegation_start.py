@@ -81,3 +81,57 @@ def test_a_server_that_is_killed_leaves_no_box(lab: Lab, engine: str) -> None:
     process.kill()
     process.communicate(timeout=30)
     until(lambda: lab.left() == [], 20)
+
+RULES = """
+import anyio, importlib, pathlib, sys, fumehood
+sys.path.insert(0, {folder!r})
+import noting
+def told(error):
+    print(error.reason.value if isinstance(error, fumehood.FumehoodError) else repr(error))
+async def main():
+    async with fumehood.Runtime.open(engine="oci", profile={profile!r}, workspace={workspace!r}) as runtime:
+        await noting.note("kept")
+        import late
+        for attempt in (
+            lambda: noting.note(""), lambda: noting.hidden(), lambda: late.note("late"),
+            lambda: runtime.run(runtime.call("note", profile="shell"), fumehood.Command(("true",))),
+        ):
+            try:
+                await attempt()
+            except Exception as error:
+                told(error)
+        print(pathlib.Path({workspace!r}, "note").read_text())
+        raise KeyError("of the body")
+try:
+    anyio.run(main)
+except KeyError as error:
+    print(repr(error))
+"""
+NOTING = """
+from fumehood import boxed
+@boxed
+def note(text: str) -> None:
+    with open("/workspace/note", "w") as file:
+        file.write(text or "spoilt")
+    if not text:
+        raise ValueError("empty")
+@boxed
+def hidden() -> None:
+    raise AssertionError
+"""
+
+
+def test_a_function_is_judged_by_its_profile_and_loses_its_changes_when_it_raises(lab: Lab) -> None:
+    folder, workspace = lab.folder / "noting", lab.workspace("noted")
+    folder.mkdir(mode=0o755)
+    for name in ("noting", "late"):
+        (folder / f"{name}.py").write_text(NOTING)
+    profile = lab.folder / "profiles" / "noting.yaml"
+    profile.write_text("extends: function\ntools: {allow: [note]}\nfilesystem: {workspace: rw}\n")
+    process = start(lab, "oci", RULES.format(folder=str(folder), workspace=str(workspace), profile=str(profile)))
+    out, errors = process.communicate("", timeout=60)
+    assert process.returncode == 0, errors
+    assert out.splitlines() == [
+        "ValueError('empty')", "tool_not_allowed", "function_unfit", "profile_unknown", "kept", "KeyError('of the body')",
+    ]  # fmt: skip
+    assert lab.left() == []

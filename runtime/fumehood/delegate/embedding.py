@@ -11,7 +11,6 @@ The fresh interpreter gets none of the server's environment, descriptors or impo
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -24,14 +23,23 @@ import anyio.to_thread
 
 import fumehood
 from fumehood import confine, launch, wire
+from fumehood.delegate.crew import BOOTSTRAP_FD
 from fumehood.faults import FumehoodError
 from fumehood.launch import Crew, Processes
 from fumehood.reasons import Reason
 from fumehood.settings import Settings
 
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
-_BOOTSTRAP_FD = 3
-_START = "import sys; sys.path[:0] = [sys.argv[1]]; from fumehood.delegate.embedding import helper; helper()"
+# Our own package from where we have it, and nothing else from there: what shadows the standard library for a server
+# must not do so for root.
+_START = """
+import sys, typing
+sys.path.insert(0, sys.argv[1])
+import fumehood
+del sys.path[0]
+from fumehood.delegate.crew import gather
+gather(sys.argv[2])
+"""
 Loaded = TypeVar("Loaded")
 
 
@@ -70,7 +78,7 @@ def _start_crew(filters: Path) -> tuple[Crew, bytes]:
             actions = [
                 (os.POSIX_SPAWN_DUP2, null, 0),
                 (os.POSIX_SPAWN_DUP2, null, 1),
-                (os.POSIX_SPAWN_DUP2, theirs.fileno(), _BOOTSTRAP_FD),
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), BOOTSTRAP_FD),
             ]
             argv = [sys.executable, "-I", "-c", _START, root, str(filters)]
             pid = os.posix_spawn(sys.executable, argv, _ENVIRONMENT, file_actions=actions)
@@ -84,21 +92,3 @@ def _start_crew(filters: Path) -> tuple[Crew, bytes]:
     ledger, broker, brief_ledger, brief_broker = (socket.socket(fileno=fd) for fd in fds)
     briefings = {"ledger": brief_ledger, "broker": brief_broker}
     return Crew(ledger, broker, briefings, [pid]), bytes.fromhex(message["filter"])
-
-
-def helper() -> None:
-    """The fresh process: fork the others, hand over their sockets, wait for their end. Never returns."""
-    os.closerange(_BOOTSTRAP_FD + 1, os.sysconf("SC_OPEN_MAX"))
-    os.set_inheritable(_BOOTSTRAP_FD, False)
-    sock = socket.socket(fileno=_BOOTSTRAP_FD)
-    crew = launch.assemble(broker=True)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the worker decides; its end is theirs, and theirs is ours
-    ends = [crew.ledger, crew.broker, crew.briefings["ledger"], crew.briefings["broker"]]
-    wire.send(sock, {"filter": confine.worker_filter(Path(sys.argv[2])).hex()}, [end.fileno() for end in ends if end is not None])
-    for end in (sock, *ends):
-        if end is not None:
-            end.close()
-    for child in crew.children:
-        os.waitpid(child, 0)
-    os._exit(0)

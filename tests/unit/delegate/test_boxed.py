@@ -6,6 +6,7 @@ import importlib
 import inspect
 import itertools
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import anyio
 import pytest
 
+import fumehood
 from fumehood.delegate import runtime
 from fumehood.delegate.source import source_of
 from fumehood.faults import FumehoodError
@@ -214,3 +216,10 @@ def test_a_source_and_a_workspace_do_not_overlap(load: Load, tmp_path: Path) -> 
     other = tmp_path / "other"
     other.mkdir()
     source.check(os.getuid(), other)
+
+
+def test_what_the_privileged_processes_are_forked_from_imports_no_library_and_nothing_of_the_worker() -> None:
+    code = "import sys, typing, fumehood.delegate.crew; print(*sorted({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))"
+    plain = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(plain, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(Path(fumehood.__file__).parents[1])})
+    assert done.stdout.split() == ["__main__", "fumehood"]
