@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fumehood.app import Runtime, open_runtime
+    from fumehood.app import open_runtime
     from fumehood.call import run_call
+    from fumehood.delegate.boxed import boxed
+    from fumehood.delegate.errors import CallFailed, Raised, RemoteError
+    from fumehood.delegate.function import Function
+    from fumehood.delegate.runtime import Runtime
     from fumehood.execution import Command, Exchange
     from fumehood.faults import FumehoodError
     from fumehood.model import Outcome, Profile, Result, ToolCall
@@ -14,12 +18,30 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Command", "Exchange", "FumehoodError", "Outcome", "Profile", "Reason", "Result", "Runtime", "ToolCall",
-    "open_runtime", "run_call",
+    "CallFailed",
+    "Command",
+    "Exchange",
+    "FumehoodError",
+    "Function",
+    "Outcome",
+    "Profile",
+    "Raised",
+    "Reason",
+    "RemoteError",
+    "Result",
+    "Runtime",
+    "ToolCall",
+    "boxed",
+    "open_runtime",
+    "run_call",
 ]  # fmt: skip
 _HOMES = {
-    "app": ("Runtime", "open_runtime"),
+    "app": ("open_runtime",),
     "call": ("run_call",),
+    "delegate.boxed": ("boxed",),
+    "delegate.errors": ("CallFailed", "Raised", "RemoteError"),
+    "delegate.function": ("Function",),
+    "delegate.runtime": ("Runtime",),
     "execution": ("Command", "Exchange"),
     "faults": ("FumehoodError",),
     "model": ("Outcome", "Profile", "Result", "ToolCall"),

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from fumehood.faults import FumehoodError
 from fumehood.reasons import Reason
-from fumehood.settings import Settings
 from fumehood.shipping import shipped
 
 _PR_SET_DUMPABLE = 4
-_PR_SET_SECCOMP = 22
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
-_SECCOMP_MODE_FILTER = 2
+_SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_FILTER_FLAG_TSYNC = 1
+_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}
 _LAST_CAP = Path("/proc/sys/kernel/cap_last_cap")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,11 +45,11 @@ def give_up_root(uid: int, gid: int) -> None:
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def worker_filter(settings: Settings) -> bytes:
-    """The worker's compiled filter; root's, from the state folder, compiled into it at the first start."""
+def worker_filter(folder: Path) -> bytes:
+    """The worker's compiled filter; root's, from the state's folder of filters, compiled into it at the first start."""
     source = shipped("profiles") / "seccomp" / "worker.yaml"
     name = f"worker-{hashlib.sha256(source.read_bytes()).hexdigest()[:32]}-{platform.machine()}.bpf"
-    kept = settings.state.seccomp / name
+    kept = folder / name
     try:
         return kept.read_bytes()
     except FileNotFoundError:
@@ -73,7 +73,32 @@ def worker_filter(settings: Settings) -> bytes:
 
 
 def install_filter(program: bytes) -> None:
-    """Confine this process, and every thread it starts from here on, to a filter. Raises FumehoodError(UNENFORCEABLE)."""
+    """Confine this process, every thread that it has and will start, to a filter. Raises FumehoodError(UNENFORCEABLE)."""
     wanted = _Program(len(program) // 8, program)
-    if _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(wanted), 0, 0):
-        raise FumehoodError(Reason.UNENFORCEABLE, f"seccomp: {os.strerror(ctypes.get_errno())}")
+    number = _SYS_SECCOMP.get(platform.machine())
+    if number is None:
+        raise FumehoodError(Reason.UNENFORCEABLE, f"no system call filter for {platform.machine()}")
+    _libc.syscall.restype = ctypes.c_long
+    # Not prctl: that confines the calling thread alone, and a process that embeds a runtime may have others.
+    done = _libc.syscall(
+        ctypes.c_long(number), ctypes.c_long(_SECCOMP_SET_MODE_FILTER), ctypes.c_long(_SECCOMP_FILTER_FLAG_TSYNC), ctypes.byref(wanted)
+    )
+    if done:
+        why = os.strerror(ctypes.get_errno()) if done < 0 else f"thread {done} has a filter of its own"
+        raise FumehoodError(Reason.UNENFORCEABLE, f"seccomp: {why}")
+
+
+def check_every_thread(uid: int) -> None:
+    """That no thread of this process holds more than the calling one should by now. Raises FumehoodError(UNENFORCEABLE).
+
+    The C library changes the ids of all threads; one that it does not know of (started past it) would keep root.
+    """
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            lines = (task / "status").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended
+        told = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        held = {name: told[name] for name in ("CapPrm", "CapEff", "CapAmb") if int(told[name], 16)}
+        if set(told["Uid"].split()) != {str(uid)} or held or told["NoNewPrivs"] != "1" or told["Seccomp"] != "2":
+            raise FumehoodError(Reason.UNENFORCEABLE, f"thread {task.name} of this process kept rights that were given up")

@@ -139,7 +139,7 @@ def started(
         prepare(chosen)
         crew.brief(chosen)
         loaded = as_caller()
-        program = confine.worker_filter(chosen)
+        program = confine.worker_filter(chosen.state.seccomp)
         confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
         confine.install_filter(program)
         yield Processes(chosen, crew.ledger, crew.broker, loaded)

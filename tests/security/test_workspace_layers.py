@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def listen(bench: Bench) -> socket.socket:
     return server
 
 
+WRITE = """
+try:
+    open('tool.py', 'a')
+except OSError as error:
+    print(OSError.__name__)
+"""
+
+
 @pytest.mark.parametrize("mode", [WorkspaceMode.RO, WorkspaceMode.RW])
 @in_own_mounts
 def test_a_host_socket_in_the_workspace_cannot_be_connected(bench: Bench, mode: WorkspaceMode) -> None:
@@ -70,6 +79,24 @@ def test_a_host_socket_behind_a_read_only_mount_cannot_be_connected(bench: Bench
         assert bench.box(view, CONNECT) == "ConnectionRefusedError"
         bench.end(view)
         mount.close()
+
+
+@in_own_mounts
+def test_a_single_file_as_a_mount_shows_neither_its_neighbours_nor_the_file_itself(bench: Bench) -> None:
+    file = owned(bench.source / "tool.py", "x = 1")
+    owned(bench.source / "secret.env", "key")
+    wanted = (ReadOnlyMount(source=str(file), name="source"),)
+    settings = replace(bench.settings, mount_roots=(str(file),))
+    (mount,) = make_mounts(wanted, box_uid=BOX, folder=bench.folder / "mounts", settings=settings)
+    view = bench.folder / "view"
+    view.mkdir()
+    mounting.attach(mount.mount_fd, str(view))
+    assert bench.box(view, "import os; print(os.listdir('.'), open('tool.py').read())") == "['tool.py'] x = 1"
+    assert bench.box(view, WRITE) == "OSError"
+    file.write_text("changed")
+    assert bench.box(view, "print(open('tool.py').read())") == "x = 1"
+    bench.end(view)
+    mount.close()
 
 
 @pytest.mark.parametrize("make", ["socket", "fifo"])

@@ -138,6 +138,7 @@ class Box:
                 facts.update(self._workspace.facts)
             if binding.mounts:
                 self._mounts = make_mounts(binding.mounts, box_uid=spec.host_uid, folder=spec.folder / "mounts", settings=settings)
+                facts["mounts"] = {mount.name: mount.source for mount in binding.mounts}
                 moves.append(Move(self._mount_points(binding), "/mnt"))
                 moves.extend(Move(mount.mount_fd, mount.place) for mount in self._mounts)
             if moves:

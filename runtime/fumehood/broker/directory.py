@@ -23,6 +23,7 @@ from fumehood.settings import Settings
 
 _KERNELS_OWN = ("/proc", "/sys", "/dev")
 SCANNED = 200_000
+SOURCE_FILE_BYTES = 2**20
 RULE = "filesystem.workspace"
 
 
@@ -52,15 +53,23 @@ def check_directory(fd: int, settings: Settings, mode: WorkspaceMode) -> int:
 
 
 def open_source(path: str, settings: Settings) -> int:
-    """Open the source of a profile's read-only mount. Where it really lies must be below a root for mounts."""
+    """Open the source of a profile's read-only mount, a directory or a regular file.
+
+    Where it really lies must be below a root for mounts, or be one.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        # Not blocking: a fifo of that name would hold us until somebody writes into it.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         raise _refusal(f"the mount's source {path} cannot be opened: {os.strerror(error.errno or 0)}") from error
     try:
         real = path_of(fd)
         refuse_path(real, settings.mount_roots, settings.state.root)
-        refuse_mounts_below(real, Path("/proc/thread-self/mountinfo").read_bytes())
+        found = os.fstat(fd)
+        if stat.S_ISDIR(found.st_mode):
+            refuse_mounts_below(real, Path("/proc/thread-self/mountinfo").read_bytes())
+        elif not stat.S_ISREG(found.st_mode) or found.st_size > SOURCE_FILE_BYTES:
+            raise _refusal(f"the mount's source {real} is no directory and no file of at most {SOURCE_FILE_BYTES} bytes")
     except BaseException:
         os.close(fd)
         raise

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fumehood.broker import mounting
-from fumehood.broker.directory import RULE, group_of, open_source, path_of, refuse_direct
+from fumehood.broker.directory import RULE, SOURCE_FILE_BYTES, group_of, open_source, path_of, refuse_direct
 from fumehood.broker.idmaps import SAME, IdMaps, only, swapped
 from fumehood.broker.mounting import NODEV, NOSUID, RDONLY
 from fumehood.faults import BoxFailed, Refused
@@ -91,17 +92,17 @@ def make_workspace(
 
 
 def make_mounts(mounts: Sequence[ReadOnlyMount], *, box_uid: int, folder: Path, settings: Settings) -> list[Workspace]:
-    """Make the profile's read-only mounts, seen at `place`, as `ro` workspaces are made. All of them or none."""
+    """Make the profile's read-only mounts, seen at `place`, as `ro` workspaces are made. All of them or none.
+
+    A source that is a file is seen as a directory that holds nothing but a copy of it.
+    """
     made: list[Workspace] = []
     try:
         with _failures_named(), _made(folder):
             for number, wanted in enumerate(mounts):
                 source_fd = open_source(wanted.source, settings)
                 try:
-                    with (
-                        _made(folder / str(number)),
-                        _idmapped_clone(WorkspaceMode.RO, source_fd, settings.caller_uid, box_uid) as clone_fd,
-                    ):
+                    with _made(folder / str(number)), _lower(source_fd, box_uid, settings) as clone_fd:
                         made.append(_read_only(clone_fd, source_fd, folder / str(number)))
                         made[-1].place = f"/mnt/{wanted.name}"
                 finally:
@@ -163,6 +164,28 @@ def _idmapped_clone(mode: WorkspaceMode, directory_fd: int, caller_uid: int, box
         yield clone_fd
     finally:
         os.close(clone_fd)
+
+
+@contextmanager
+def _lower(source_fd: int, box_uid: int, settings: Settings) -> Iterator[int]:
+    """What a read-only mount shows, as a detached mount that is closed after the body."""
+    if stat.S_ISDIR(os.fstat(source_fd).st_mode):
+        with _idmapped_clone(WorkspaceMode.RO, source_fd, settings.caller_uid, box_uid) as clone_fd:
+            yield clone_fd
+        return
+    # A clone of the file's directory would show what lies beside it, so the file is copied.
+    name = Path(path_of(source_fd)).name
+    text = os.pread(source_fd, SOURCE_FILE_BYTES, 0)
+    copy_fd = _tmpfs(len(text) + 65_536, (("mode", "755"),))
+    try:
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=copy_fd)
+        with os.fdopen(file, "wb") as copy:
+            copy.write(text)
+            os.fchmod(copy.fileno(), 0o444)
+        mounting.restrict_mount(copy_fd, NOSUID | NODEV | RDONLY)
+        yield copy_fd
+    finally:
+        os.close(copy_fd)
 
 
 @contextmanager

@@ -58,8 +58,8 @@ def gateway(
         fumehood gateway --profile mcp-server-git --workspace /path/to/repository
     """
     from fumehood import launch
-    from fumehood.cli.run import load_profile, open_workspace
     from fumehood.gateway.listen import opened
+    from fumehood.given import load_profile, open_workspace
 
     if engine not in {None, "docker", "oci"}:
         raise FumehoodError(Reason.BAD_REQUEST, f"--engine {engine}: expected docker or oci")

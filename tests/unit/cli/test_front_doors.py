@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import fumehood.cli
+import fumehood
 
-FRONT_DOORS = [path for path in Path(fumehood.cli.__path__[0]).glob("*.py") if "open_workspace(" in path.read_text()]
+ROOT = Path(fumehood.__path__[0])
+FRONT_DOORS = [path for path in ROOT.rglob("*.py") if "open_workspace(" in path.read_text() and path.stem != "given"]
 
 
 def calls(path: Path) -> list[str]:
@@ -17,8 +18,9 @@ def calls(path: Path) -> list[str]:
     return [func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "") for func in called]
 
 
-def test_run_and_the_gateway_are_the_front_doors_with_a_workspace() -> None:
-    assert sorted(path.stem for path in FRONT_DOORS) == ["gateway", "run"]
+def test_run_the_gateway_and_delegation_are_the_front_doors_with_a_workspace() -> None:
+    found = sorted(path.relative_to(ROOT).as_posix() for path in FRONT_DOORS)
+    assert found == ["cli/gateway.py", "cli/run.py", "delegate/runtime.py"]
 
 
 @pytest.mark.parametrize("path", FRONT_DOORS, ids=lambda path: path.stem)

@@ -25,7 +25,7 @@ KNOWN = {"browser": ["allows other system calls than the default (browser)"]}
 
 def test_what_ships() -> None:
     servers = ["everything", "fetch", "filesystem", "git", "memory", "time"]
-    assert ["browser", *(f"mcp-server-{name}" for name in servers), "node", "python", "shell"] == NAMES
+    assert ["browser", "function", *(f"mcp-server-{name}" for name in servers), "node", "python", "shell"] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from boxlike import settings_for
-from fumehood.broker.directory import open_source
+from fumehood.broker.directory import SOURCE_FILE_BYTES, open_source
 from fumehood.faults import Refused
 from fumehood.reasons import Reason
 
@@ -44,3 +44,21 @@ def test_a_link_below_an_allowed_root_does_not_lead_out(tmp_path: Path) -> None:
 def test_no_root_opens_the_hosts_own_directories(tmp_path: Path, path: str) -> None:
     real = Path(path.replace("STATE", str(tmp_path / "state")))
     assert refused(real, tmp_path, Path("/"))
+
+
+def test_a_file_may_be_a_source_and_what_lies_beside_it_is_not(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "one.py").write_text("x = 1")
+    (data / "two.py").write_text("x = 2")
+    assert not refused(data / "one.py", tmp_path, data / "one.py")
+    assert refused(data / "two.py", tmp_path, data / "one.py")
+    assert refused(data, tmp_path, data / "one.py")
+
+
+def test_a_fifo_a_device_or_a_huge_file_is_no_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with (tmp_path / "huge").open("wb") as huge:
+        huge.truncate(SOURCE_FILE_BYTES + 1)
+    assert refused(tmp_path / "fifo", tmp_path, tmp_path)
+    assert refused(tmp_path / "huge", tmp_path, tmp_path)
