@@ -91,4 +91,4 @@ def _start_crew(filters: Path) -> tuple[Crew, bytes]:
     message, fds = got
     ledger, broker, brief_ledger, brief_broker = (socket.socket(fileno=fd) for fd in fds)
     briefings = {"ledger": brief_ledger, "broker": brief_broker}
-    return Crew(ledger, broker, briefings, [pid]), bytes.fromhex(message["filter"])
+    return Crew(ledger, broker, briefings, [pid], orders=None), bytes.fromhex(message["filter"])
