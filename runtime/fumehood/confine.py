@@ -41,7 +41,11 @@ def give_up_root(uid: int, gid: int) -> None:
         if os.getresuid() != (uid, uid, uid):
             raise FumehoodError(Reason.UNENFORCEABLE, "the process could not give up root")
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # Callers' data is in here: not readable through /proc, no core on disk.
+    hide_memory()
+
+
+def hide_memory() -> None:
+    """Callers' data or the operator's is in here: not readable through /proc, no core on disk."""
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fumehood import config, confine, wire
+from fumehood import config, confine, operating, wire
 from fumehood.faults import FumehoodError
 from fumehood.model import task_id
 from fumehood.reasons import Reason
@@ -50,6 +50,7 @@ class Processes(Generic[Loaded]):
     ledger: socket.socket
     broker: socket.socket | None
     loaded: Loaded
+    operator: socket.socket | None = None
 
     @property
     def privileged(self) -> socket.socket:
@@ -59,10 +60,12 @@ class Processes(Generic[Loaded]):
         return self.broker
 
 
-def settings(explicit_config: str | None = None, *, operator: bool = True) -> Settings:
-    """Find the configuration, the state folder and the uids. Raises FumehoodError; touches nothing."""
+def settings(
+    explicit_config: str | None = None, *, operator: bool = True, found: config.Config | None = None
+) -> Settings:
+    """Find the configuration (unless it was found already), the state folder and the uids. Raises FumehoodError."""
     uid = os.getuid()
-    found = config.load(explicit_config, os.environ, uid)
+    found = found or config.load(explicit_config, os.environ, uid)
     state = state_folder(os.environ, uid, found.state)
     if uid != 0:
         raise FumehoodError(
@@ -100,21 +103,20 @@ def settings(explicit_config: str | None = None, *, operator: bool = True) -> Se
     )
 
 
-def with_workspace(chosen: Settings, directory: int | None) -> Settings:
-    """Tell the broker, before a stranger's byte is parsed, the one directory that the operator gives.
+def with_workspace(chosen: Settings, *directories: int | None) -> Settings:
+    """Tell the broker, before a stranger's byte is parsed, the directories that the operator gives, and no others.
 
-    The worker passes it on later, and a worker that was taken over would pass another. Where roots are configured they hold.
+    The worker passes them on later, and a worker that was taken over would pass others. Where roots are configured they hold.
     """
-    given = None if directory is None else str(Path(f"/proc/self/fd/{directory}").readlink())
-    if given is not None and chosen.config_file is not None and inside(os.path.realpath(chosen.config_file), given):
+    given = tuple(str(Path(f"/proc/self/fd/{fd}").readlink()) for fd in directories if fd is not None)
+    if chosen.config_file is not None and any(inside(os.path.realpath(chosen.config_file), path) for path in given):
         raise FumehoodError(
             Reason.CONFIG_UNSAFE, f"{chosen.config_file} lies inside the workspace, where a box could have written it",
             remedy="Keep the configuration outside the directories that boxes write to.",
         )  # fmt: skip
     if chosen.workspace_roots is not None:
         return chosen
-    only = () if given is None else (given,)
-    return replace(chosen, workspace_roots=only)
+    return replace(chosen, workspace_roots=given)
 
 
 @contextmanager
@@ -126,12 +128,12 @@ def serving(chosen: Settings, *, broker: bool = True) -> Iterator[Processes[None
 
 @contextmanager
 def started(
-    chosen: Settings, as_caller: Callable[[], Loaded], *, broker: bool = True
+    chosen: Settings, as_caller: Callable[[], Loaded], *, broker: bool = True, reread: operating.Reread | None = None
 ) -> Iterator[Processes[Loaded]]:
     """Fork the others and become the worker for the body; afterwards wait until they have cleaned up and ended.
 
     `as_caller` runs after the forks and before the rights go: it loads what the caller may read and the worker may
-    not (an operator's profile), while the others start.
+    not (an operator's profile), while the others start. With `reread` a process stays that can do it again.
     """
     os.umask(0o022)  # a stricter one would keep boxes out of folders that are made for them
     crew = _waiting.pop() if broker and _waiting else assemble(broker=broker)
@@ -139,10 +141,11 @@ def started(
         prepare(chosen)
         crew.brief(chosen)
         loaded = as_caller()
+        operator = crew.keep_operator(chosen, reread)
         program = confine.worker_filter(chosen.state.seccomp)
         confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
         confine.install_filter(program)
-        yield Processes(chosen, crew.ledger, crew.broker, loaded)
+        yield Processes(chosen, crew.ledger, crew.broker, loaded, operator)
     finally:
         crew.dismiss()
 
@@ -155,6 +158,8 @@ class Crew:
     broker: socket.socket | None
     briefings: dict[str, socket.socket]
     children: list[int]
+    orders: socket.socket | None
+    operator: socket.socket | None = None
 
     def brief(self, chosen: Settings) -> None:
         """Tell each what it is to serve. The runtime's lock goes to the broker alone: it is free when the broker has ended."""
@@ -166,9 +171,21 @@ class Crew:
         if lock is not None:
             os.close(lock)
 
+    def keep_operator(self, chosen: Settings, reread: operating.Reread | None) -> socket.socket | None:
+        """Fork the operator process if there is something to read again; who is no operator loses the way to give orders."""
+        orders, self.orders = self.orders, None
+        if orders is not None and reread is not None:
+            self.operator, theirs = wire.pair()
+            allowed = operating.Allowed(chosen.workspace_roots or (), chosen.mount_roots)
+            self.children.append(_fork(lambda worker, ends: operating.serve(worker, ends[0], allowed, reread), theirs, [orders]))
+            theirs.close()
+        if orders is not None:
+            orders.close()
+        return self.operator
+
     def dismiss(self) -> None:
         """Let go of every socket, which ends them, and wait until they have cleaned up."""
-        for sock in (self.ledger, self.broker, *self.briefings.values()):
+        for sock in (self.ledger, self.broker, self.orders, self.operator, *self.briefings.values()):
             if sock is not None:
                 sock.close()
         _await(self.children)
@@ -190,18 +207,20 @@ def assemble(*, broker: bool) -> Crew:
     """Fork the ledger and, if wanted, the broker, connected to each other and to us."""
     sys.stdout.flush()
     sys.stderr.flush()
-    pairs = {name: wire.pair() for name in ("ledger", "broker", "between", "brief ledger", "brief broker")}
+    pairs = {name: wire.pair() for name in ("ledger", "broker", "between", "orders", "brief ledger", "brief broker")}
     everything = [end for ends in pairs.values() for end in ends]
     children = [_fork(_ledger, pairs["brief ledger"][1], [pairs["ledger"][1], pairs["between"][1]])]
     briefings = {"ledger": pairs["brief ledger"][0]}
     if broker:
-        children.append(_fork(_broker, pairs["brief broker"][1], [pairs["broker"][1], pairs["between"][0]]))
+        ends = [pairs["broker"][1], pairs["between"][0], pairs["orders"][1]]
+        children.append(_fork(_broker, pairs["brief broker"][1], ends))
         briefings["broker"] = pairs["brief broker"][0]
-    ours = [pairs["ledger"][0], *briefings.values(), *([pairs["broker"][0]] if broker else [])]
+    ours = [pairs["ledger"][0], *briefings.values(), *([pairs["broker"][0], pairs["orders"][0]] if broker else [])]
     for end in everything:
         if end not in ours:
             end.close()
-    return Crew(pairs["ledger"][0], pairs["broker"][0] if broker else None, briefings, children)
+    asking, ordering = (pairs[name][0] if broker else None for name in ("broker", "orders"))
+    return Crew(pairs["ledger"][0], asking, briefings, children, ordering)
 
 
 def prepare(chosen: Settings) -> None:

@@ -65,6 +65,7 @@ class Box:
 
     def __init__(self, host: Host, task: str, frame: Frame) -> None:
         self._host = host
+        self._settings = host.settings  # the roots of this moment: an order in mid-call is for boxes made after it
         self._frame = frame
         self.task = task
         self._lock = threading.Lock()
@@ -116,7 +117,7 @@ class Box:
         with self._lock:
             self._check_alive()
             launched, spec = self._up()
-            settings = self._host.settings
+            settings = self._settings
             self._binding = binding
             moves: list[Operation] = []
             facts: dict[str, Any] = {"workspace": binding.workspace.value}

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fumehood import wire
-from fumehood.broker import doctor, pending, requests, sweep
+from fumehood.broker import doctor, orders, pending, requests, sweep
 from fumehood.broker.box import Box
 from fumehood.broker.door import Door, end_elsewhere
 from fumehood.broker.host import Host, close_host, open_host
@@ -149,7 +149,7 @@ def _fitting(files: Sequence[FileChange]) -> list[dict[str, Any]]:
     return rows
 
 
-def serve(settings: Settings, worker: socket.socket, ledger: socket.socket) -> None:
+def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, operator: socket.socket) -> None:
     """Run until the worker is gone. Never returns an error: what cannot be set up is told to every request."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the worker decides; its end is ours
@@ -162,6 +162,7 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket) -> N
         sweep.sweep(host, ledger)
         broker = Broker(host)
         door = Door(host.folder, broker.end)
+        threading.Thread(target=orders.take_orders, args=(operator, host), daemon=True).start()
         sending = threading.Lock()
         with ThreadPoolExecutor(max_workers=4 * settings.boxes + 4) as pool:
             try:
