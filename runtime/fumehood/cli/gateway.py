@@ -1,8 +1,8 @@
-"""`fumehood gateway`: an MCP server on stdio, HTTP or a unix socket whose every tool call runs in a fresh box.
+"""`fumehood gateway`: MCP servers behind one front, on stdio, HTTP or a unix socket; every call runs in a fresh box.
 
-Sockets, certificate, token, workspace and profile are opened and read with the operator's rights; the protocol is
-spoken, and the SDK even imported, only when they are given up. Exit status 0 when the client hangs up or a signal asks
-for the end, 125 refused.
+One server by --profile, or those of the configuration, which is read again on SIGHUP. Sockets, certificates, tokens,
+workspaces and profiles are opened and read with the operator's rights; the protocol is spoken, and the SDK even
+imported, only when they are given up. Exit status 0 when the client hangs up or a signal asks for the end, 125 refused.
 """
 
 from __future__ import annotations
@@ -10,32 +10,62 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from fumehood.cli import gateway_files
 from fumehood.faults import FumehoodError
-from fumehood.model import Deny, Outcome, Profile, Sender, ToolCall
+from fumehood.model import Deny, Outcome, Sender, ToolCall
 from fumehood.ports import Ports
 from fumehood.reasons import Reason
 
 if TYPE_CHECKING:
+    import click
+
     from fumehood.execution import Work
     from fumehood.gateway.answering import Answering
     from fumehood.gateway.listen import Listening
+    from fumehood.gateway.served import ServedServer
+    from fumehood.gateway.upstream import Served
     from fumehood.gateway_config import HttpConfig
     from fumehood.launch import Processes
 
 
+class _Gateway(TyperGroup):
+    """`fumehood gateway` serves; only its first word can make it another command, never a server's argv."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the command in that was left out."""
+        return super().parse_args(ctx, args if args[:1] and args[0] in self.commands else ["serve", *args])
+
+
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("gateway", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(gateway)
+    """Add `gateway` and the commands below it."""
+    sub = typer.Typer(cls=_Gateway, help="Serve MCP servers, each call in a box of its own.")
+    sub.command(
+        "serve",
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+        epilog="Also: `fumehood gateway check` and `fumehood gateway token NAME`.",
+    )(gateway)
+    gateway_files.register(sub)
+    app.add_typer(sub, name="gateway")
 
 
 def gateway(
-    profile: Annotated[str, typer.Option("--profile", "-p", help="A profile's name, or a path to one.")],
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            "-p",
+            help="Serve one server under this profile, a name or a path; default: those of the configuration.",
+        ),
+    ] = None,
     command: Annotated[
         list[str] | None,
         typer.Argument(help="The server's command, after --; default: the profile's.", show_default=False),
@@ -43,24 +73,43 @@ def gateway(
     workspace: Annotated[Path | None, typer.Option(help="A directory the server sees at /workspace.")] = None,
     engine: Annotated[str | None, typer.Option(help="docker or oci; default: the profile's, else what works.")] = None,
     config: Annotated[str | None, typer.Option(help="The configuration file.")] = None,
-    http: Annotated[str | None, typer.Option(help="Serve HTTP on this address and port, 0 for a free one.")] = None,
-    token_file: Annotated[Path | None, typer.Option(help="Lines NAME:SHA256 of HTTP clients' tokens; mode 0600.")] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve HTTP here, port 0 for a free one, to senders with a token."),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Lines NAME:SHA256 of HTTP clients' tokens; mode 0600. Default: the configuration's."),
+    ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="A PEM certificate chain, for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key; mode 0600.")] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="A name that HTTP clients may use for us.")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="An Origin that HTTP clients may send.")] = None,
-    unix: Annotated[Path | None, typer.Option(help="Serve a unix socket at this path.")] = None,
+    unix: Annotated[Path | None, typer.Option(metavar="PATH", help="Serve on a unix socket here.")] = None,
 ) -> None:
-    """Serve an MCP server's tools, each call in a box of its own: on stdio, or on HTTP and a unix socket.
+    """Serve MCP servers' tools, each call in a box of its own: on stdio, or on HTTP or a unix socket.
 
     Put this where an MCP client wants a server's command:
 
         fumehood gateway --profile mcp-server-git --workspace /path/to/repository
+
+    Without --profile the `gateway:` section of fumehood.yaml says what is served; SIGHUP reads it again without
+    dropping a call.
     """
     from fumehood import launch
     from fumehood.gateway.listen import opened
+    from fumehood.gateway.served import ServedServer
     from fumehood.given import load_profile, open_workspace
 
+    if http is not None and unix is not None:
+        raise FumehoodError(Reason.BAD_REQUEST, "--http and --unix are two ways to serve", remedy="Use one of them.")
+    if profile is None:
+        others = (command, workspace, engine, token_file, tls_certificate, tls_key, allow_host, allow_origin)
+        if any(others):
+            detail = "a command, --workspace, --engine and what concerns HTTP are the configuration's without --profile"
+            raise FumehoodError(Reason.BAD_REQUEST, detail, remedy="Write it below `gateway:`, or name a --profile.")
+        _serve_configured(config, http, unix)
+        return
     if engine not in {None, "docker", "oci"}:
         raise FumehoodError(Reason.BAD_REQUEST, f"--engine {engine}: expected docker or oci")
     settings = launch.settings(config)
@@ -79,7 +128,39 @@ def gateway(
                 f"the profile {processes.loaded.name} has no `command`",
                 remedy="Name the server's command after --.",
             )
-        anyio.run(_serve, processes, argv, directory, path, listening)
+        server = ServedServer(
+            name=processes.loaded.name, profile=processes.loaded, argv=argv, workspace_fd=directory, workspace_path=path
+        )
+        anyio.run(_serve, processes, (server,), listening)
+
+
+def _serve_configured(config: str | None, http: str | None, unix: Path | None) -> None:
+    """Serve what the `gateway:` section says, until the client hangs up or a signal asks for the end."""
+    from fumehood import launch
+    from fumehood.config import load
+    from fumehood.gateway.listen import opened
+    from fumehood.gateway.reading import Fronts, Reader
+    from fumehood.gateway.reloading import reread
+    from fumehood.gateway_config import listen_of
+
+    try:
+        listen = None if http is None else listen_of(http)
+    except ValueError as error:
+        raise FumehoodError(Reason.BAD_REQUEST, f"--http: {error}") from error
+    fronts = Fronts(listen, None if unix is None else str(unix.absolute()))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it means to read again: an eager operator must not end us
+    found = load(config, os.environ, os.getuid())
+    settings = launch.settings(found=found)
+    reader = Reader(found, os.environ, settings.caller_uid, settings.state)
+    served = reader.read(fronts)
+    settings = launch.with_workspace(settings, *(server.workspace_fd for server in served.servers))
+    path = None if served.unix is None else Path(served.unix)
+    listening = opened(reader.listens(fronts), path, settings.caller_uid)
+    again = partial(reread, settings, fronts, served)
+    with launch.started(settings, lambda: served, reread=again) as processes:
+        import anyio
+
+        anyio.run(_serve, processes, served.servers, listening)
 
 
 def _http(
@@ -114,38 +195,62 @@ def _http(
         raise FumehoodError(Reason.BAD_REQUEST, str(error)) from error
 
 
-async def _serve(
-    processes: Processes[Profile],
-    argv: tuple[str, ...],
-    directory: int | None,
-    path: str | None,
-    listening: Listening | None,
-) -> None:
+async def _serve(processes: Processes[Any], servers: Sequence[ServedServer], listening: Listening | None) -> None:
+    """Serve, and what each reload says from then on. Without an operator process SIGHUP ends, as a terminal means it."""
     import anyio
 
     from fumehood.app import open_runtime
-    from fumehood.gateway import stdio
-    from fumehood.gateway.front import open_gateway
-    from fumehood.gateway.upstream import Served
+    from fumehood.gateway import changes, stdio
+    from fumehood.gateway.front import Gateway, open_gateway
+
+    async def on_signals(operator: changes.Operator | None, everything: anyio.CancelScope) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number is signal.SIGHUP and operator is not None:
+                    operator.reload()
+                else:
+                    everything.cancel()
+
+    async def on_changes(operator: changes.Operator, gateway: Gateway) -> None:
+        async with aclosing(operator.changes()) as taken:
+            async for served in taken:
+                if served.http is not None and listening is not None and listening.http is not None:
+                    listening.http.adopt(served.http)
+                gateway.serve([_taken(server) for server in served.servers])
 
     streams = None if listening else stdio.claim()
-    async with open_runtime(processes) as runtime:
-        profile = processes.loaded
-        served = Served(name=profile.name, profile=profile, argv=argv, workspace_fd=directory, workspace_path=path)
+    async with AsyncExitStack() as stack:
+        runtime = await stack.enter_async_context(open_runtime(processes))
+        operator = None
+        if processes.operator is not None:
+            operator = await stack.enter_async_context(changes.operator(processes.operator))
         run, refuse = partial(_run, runtime.ports), partial(_refuse, runtime.ports)
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-            async with anyio.create_task_group() as tasks:
-
-                async def until_signalled() -> None:
-                    async for _ in signals:
-                        tasks.cancel_scope.cancel()
-
-                tasks.start_soon(until_signalled)
-                async with open_gateway([served], run, refuse, runtime.new_task, runtime.ports.residences) as front:
-                    await _transports(front, runtime.sender, listening, streams)
-                tasks.cancel_scope.cancel()
+        began = [_taken(server) for server in servers]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(on_signals, operator, tasks.cancel_scope)
+            async with open_gateway(began, run, refuse, runtime.new_task, runtime.ports.residences) as gateway:
+                began.clear()
+                if operator is not None:
+                    tasks.start_soon(on_changes, operator, gateway)
+                await _transports(gateway, runtime.sender, listening, streams)
+            tasks.cancel_scope.cancel()
     for fd in streams or ():
         os.close(fd)
+
+
+def _taken(server: ServedServer) -> Served:
+    """The server for the gateway, which lets go of its directory with it: when no call under way is its any more."""
+    import weakref
+
+    from fumehood.gateway.upstream import Served
+
+    served = Served(
+        name=server.name, profile=server.profile, argv=server.argv,
+        workspace_fd=server.workspace_fd, workspace_path=server.workspace_path,
+    )  # fmt: skip
+    if server.workspace_fd is not None:
+        weakref.finalize(served, os.close, server.workspace_fd)
+    return served
 
 
 async def _transports(

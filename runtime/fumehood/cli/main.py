@@ -12,6 +12,7 @@ import sys
 
 REFUSED = 125
 _MAKE_BOXES = frozenset({"run", "gateway"})
+_ONLY_READ = frozenset({"check", "token"})  # commands below `gateway`
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
     from fumehood import launch
     from fumehood.faults import FumehoodError
 
-    if _MAKE_BOXES.intersection(sys.argv[1:2]) and "--help" not in sys.argv:
+    if _MAKE_BOXES.intersection(sys.argv[1:2]) and not _ONLY_READ.intersection(sys.argv[2:3]) and "--help" not in sys.argv:
         launch.assemble_ahead()
     from fumehood.cli.app import app
 

@@ -31,13 +31,22 @@ _BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
 _JSON = re.compile(r'application/json(?: *; *charset *= *"?utf-8"?)? *', re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Rules:
-    """What a head is judged by. `authenticate` gives the sender of a token, in constant time; `hosts` are names without ports."""
+    """What a head is judged by. `authenticate` gives the sender of a token, in constant time; `hosts` are names without ports.
+
+    A reload changes them in place: a request is judged by those of the moment its head is there.
+    """
 
     authenticate: Callable[[str], Sender | None]
     hosts: frozenset[str]
     origins: frozenset[str] = frozenset()
+
+    def change(
+        self, authenticate: Callable[[str], Sender | None], hosts: frozenset[str], origins: frozenset[str]
+    ) -> None:
+        """Judge by these from now on."""
+        self.authenticate, self.hosts, self.origins = authenticate, hosts, origins
 
 
 @dataclass(frozen=True, slots=True)

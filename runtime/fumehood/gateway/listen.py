@@ -18,6 +18,7 @@ from pathlib import Path
 from fumehood.faults import FumehoodError
 from fumehood.gateway import http_head
 from fumehood.gateway.senders import read_senders
+from fumehood.gateway.served import HttpFront
 from fumehood.gateway_config import SOCKET_PATH_BYTES, HttpConfig, TlsConfig, default_hosts, exposed
 from fumehood.reasons import Reason
 from fumehood.safe_files import open_trusted_folder, read_trusted
@@ -32,6 +33,12 @@ class HttpListener:
     socket: socket.socket
     rules: http_head.Rules
     tls: ssl.SSLContext | None = None
+
+    def adopt(self, front: HttpFront) -> None:
+        """Go on by what a configuration says now: senders, names, origins, certificate. The socket stays."""
+        self.rules.change(front.senders.of, frozenset(front.allowed_hosts), frozenset(front.allowed_origins))
+        if self.tls is not None and front.tls is not None:
+            front.tls.load_into(self.tls)
 
     @property
     def url(self) -> str:

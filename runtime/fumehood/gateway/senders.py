@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import NamedTuple
 from fumehood.faults import FumehoodError
 from fumehood.model import Sender
 from fumehood.reasons import Reason
-from fumehood.safe_files import read_trusted
+from fumehood.safe_files import list_trusted, read_trusted
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 TOKEN_CHARACTERS = 512  # what a header may cost us to digest; ours have 46
@@ -88,6 +89,39 @@ def read_senders(path: str | Path, uid: int) -> Senders:
 
 def parse_senders(text: str, file: str, uid: int) -> Senders:
     """The text of a tokens file. Raises FumehoodError with CONFIG_INVALID; never repeats a line, which may hold a token."""
+    rows = _rows(text, file)
+    if not rows:
+        raise _wrong(file, 1, "expected at least one line NAME:SHA256; nobody could use the gateway")
+    return Senders(tuple(rows), uid)
+
+
+def add_sender(path: Path, name: str, uid: int) -> str:
+    """A new token of the sender `name`, whose line is put at the end of the file; a missing file is made, mode 0600.
+
+    Raises FumehoodError as `read_senders` does, and BAD_REQUEST for a name that is none.
+    """
+    if not NAME.fullmatch(name):
+        raise FumehoodError(Reason.BAD_REQUEST, f"{name!r} is no sender's name", remedy="Use a-z, 0-9, `.`, `_`, `-`.")
+    list_trusted(path.parent, uid)  # the folder first: in another's, the file could be exchanged while we write it
+    try:
+        before = read_trusted(path, uid, private=True)
+        rows = _rows(before, str(path))
+    except FileNotFoundError:
+        before, rows = "", []
+    if len(rows) >= SENDERS:
+        raise FumehoodError(Reason.CONFIG_INVALID, f"{path} has {SENDERS} tokens", remedy="Remove old lines from it.")
+    token = new_token()
+    line = f"{name}:{digest_of(token)}\n"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            file.write(line if not before or before.endswith("\n") else f"\n{line}")
+    except OSError as error:
+        raise FumehoodError(Reason.CONFIG_UNSAFE, f"{path} cannot be written: {error.strerror}") from error
+    return token
+
+
+def _rows(text: str, file: str) -> list[Row]:
     rows: list[Row] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not (said := line.partition("#")[0].strip()):
@@ -102,9 +136,7 @@ def parse_senders(text: str, file: str, uid: int) -> Senders:
         rows.append(Row(name, digest))
     if len(rows) > SENDERS:
         raise _wrong(file, len(rows), f"expected at most {SENDERS} tokens")
-    if not rows:
-        raise _wrong(file, 1, "expected at least one line NAME:SHA256; nobody could use the gateway")
-    return Senders(tuple(rows), uid)
+    return rows
 
 
 def _wrong(file: str, line: int, message: str) -> FumehoodError:

@@ -7,6 +7,7 @@ record, whatever its method is. Knows nothing of the SDK and nothing of boxes: `
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +28,7 @@ Run = Callable[[ToolCall, Work], Awaitable[Outcome]]
 Refuse = Callable[[ToolCall, Deny], Awaitable[Outcome]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Served:
     """One server of a gateway: its command, under one profile."""
 
@@ -39,8 +40,10 @@ class Served:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What makes it another server than it was: everything but the number of a descriptor."""
-        return (self.name, self.profile.name, self.profile.digest, self.argv, self.workspace_path)
+        """What makes it another server than it was: everything, but of a directory not the number of its descriptor."""
+        found = None if self.workspace_fd is None else os.fstat(self.workspace_fd)
+        # The profile and not its digest: the operator's engine is in the one and not in the other.
+        return (self.name, self.profile, self.argv, self.workspace_path, found and (found.st_dev, found.st_ino))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

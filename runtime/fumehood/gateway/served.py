@@ -1,0 +1,151 @@
+"""What a gateway serves, as one value that the operator's rights make and the worker is given.
+
+Profiles are resolved, directories open and secrets read when it reaches the worker, which can read none of the
+operator's files. It crosses as parts, one message each (`wire` bounds a message), a server's directory beside it.
+
+Invariants: no two servers share a name, and no name holds `_`, so that no two tools share a prefixed name; a set arrives
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fumehood.gateway.senders import Row, Senders
+from fumehood.gateway_config import Listen
+from fumehood.model import Profile
+from fumehood.operating import Part
+from fumehood.profile.kept import decoded, encoded
+
+if TYPE_CHECKING:
+    import ssl
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedServer:
+    """One server: its command under its profile, with the directory that its boxes see. `workspace_fd` is ours to close."""
+
+    name: str
+    profile: Profile
+    argv: tuple[str, ...]
+    workspace_fd: int | None = None
+    workspace_path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM texts: the certificate with its chain, and its key."""
+
+    certificate: str
+    key: str = field(repr=False)
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Make new connections of `context` use it. Raises OSError (ssl.SSLError) when it is no certificate and its key."""
+        # OpenSSL is given files only, and a key of ours is never in one that has a name.
+        fd = os.memfd_create("fumehood-tls", os.MFD_CLOEXEC)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(f"{self.certificate}\n{self.key}")
+            file.flush()
+            # A passphrase would be asked for on the terminal.
+            context.load_cert_chain(f"/proc/self/fd/{fd}", password="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpFront:
+    """Where and for whom HTTP is served. `allowed_hosts` are names without ports, in lower case, IPv6 in brackets."""
+
+    listen: Listen
+    senders: Senders
+    tls: Tls | None
+    allowed_hosts: tuple[str, ...]
+    allowed_origins: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedSet:
+    """Everything one gateway serves. With neither `http` nor `unix` (a socket's path) the client is on stdio."""
+
+    servers: tuple[ServedServer, ...]
+    http: HttpFront | None = None
+    unix: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse names under which tools of two servers could be mistaken. Raises ValueError."""
+        names = [server.name for server in self.servers]
+        if len(set(names)) != len(names) or any("_" in name for name in names):
+            raise ValueError(f"expected servers' names once each and without `_`, found {names}")
+
+    def close(self) -> None:
+        """Close the directories, when the last call under this set has ended."""
+        for server in self.servers:
+            if server.workspace_fd is not None:
+                os.close(server.workspace_fd)
+
+
+def parts_of(served: ServedSet) -> tuple[Part, ...]:
+    """The set as messages. The last one says what belongs to it."""
+    http = served.http
+    senders: list[Part] = []
+    if http is not None:
+        senders.append(Part({"senders": http.senders.rows, "uid": http.senders.uid}))
+        senders.append(Part({"tls": None if http.tls is None else asdict(http.tls)}))
+    fronts = {
+        "servers": len(served.servers),
+        "http": None if http is None else {
+            "listen": asdict(http.listen), "hosts": http.allowed_hosts, "origins": http.allowed_origins,
+        },
+        "unix": served.unix,
+    }  # fmt: skip
+    return (*map(_part_of, served.servers), *senders, Part({"fronts": fronts}))
+
+
+def set_of(parts: Iterable[Part]) -> ServedSet:
+    """The set whose messages these are; its descriptors are theirs. Raises ValueError for anything else."""
+    by_kind: dict[str, Mapping[str, Any]] = {}
+    servers: list[ServedServer] = []
+    try:
+        for part in parts:
+            if "server" in part.fields:
+                servers.append(_server_of(part))
+            else:
+                by_kind[next(iter(part.fields))] = part.fields
+        fronts = by_kind["fronts"]["fronts"]
+        if fronts["servers"] != len(servers):
+            raise ValueError("expected as many servers as were announced")
+        http = None if fronts["http"] is None else _http_of(fronts["http"], by_kind)
+        return ServedSet(servers=tuple(servers), http=http, unix=fronts["unix"])
+    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise ValueError(f"not the parts of a served set: {error!r}") from error
+
+
+def _part_of(server: ServedServer) -> Part:
+    fields = {
+        "server": server.name, "profile": encoded(server.profile), "argv": server.argv, "path": server.workspace_path,
+    }  # fmt: skip
+    return Part(fields, () if server.workspace_fd is None else (server.workspace_fd,))
+
+
+def _server_of(part: Part) -> ServedServer:
+    has = part.fields
+    (directory,) = part.fds or (None,)
+    return ServedServer(
+        name=has["server"],
+        profile=decoded(has["profile"]),
+        argv=tuple(has["argv"]),
+        workspace_fd=directory,
+        workspace_path=has["path"],
+    )
+
+
+def _http_of(has: Mapping[str, Any], by_kind: Mapping[str, Mapping[str, Any]]) -> HttpFront:
+    senders, tls = by_kind["senders"], by_kind["tls"]["tls"]
+    return HttpFront(
+        listen=Listen(**has["listen"]),
+        senders=Senders(tuple(Row(*row) for row in senders["senders"]), senders["uid"]),
+        tls=None if tls is None else Tls(**tls),
+        allowed_hosts=tuple(has["hosts"]),
+        allowed_origins=tuple(has["origins"]),
+    )
