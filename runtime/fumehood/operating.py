@@ -84,21 +84,25 @@ def serve(worker: socket.socket, broker: socket.socket, allowed: Allowed, reread
     confine.hide_memory()
     narrowing: float | None = None
     with contextlib.suppress(wire.WireError):
-        while True:
-            if not _readable(worker, None if narrowing is None else narrowing - time.monotonic()):
-                _allow(broker, allowed)
-                narrowing = None
-                continue
-            if not _asked(worker):
-                return
-            try:
-                with _read_apart(reread, (worker, broker)) as revision:
-                    # Before the worker: its first call under the new configuration must not come too early.
-                    _allow(broker, allowed | revision.allowed)
-                    allowed, narrowing = revision.allowed, time.monotonic() + GRACE_S
-                    _tell(worker, revision.parts)
-            except FumehoodError as error:
-                _tell(worker, [Part({"refused": str(error)})])
+        try:
+            while True:
+                if not _readable(worker, None if narrowing is None else narrowing - time.monotonic()):
+                    _allow(broker, allowed)
+                    narrowing = None
+                    continue
+                if not _asked(worker):
+                    return
+                try:
+                    with _read_apart(reread, (worker, broker)) as revision:
+                        # Before the worker: its first call under the new configuration must not come too early.
+                        _allow(broker, allowed | revision.allowed)
+                        allowed, narrowing = revision.allowed, time.monotonic() + GRACE_S
+                        _tell(worker, revision.parts)
+                except FumehoodError as error:
+                    _tell(worker, [Part({"refused": str(error)})])
+        finally:
+            # A worker that does not listen any more must not keep what was taken from it.
+            _allow(broker, allowed)
 
 
 def _asked(worker: socket.socket) -> bool:

@@ -15,7 +15,7 @@ from fumehood.reasons import Reason
 COMMANDS = [
     ["run"], ["gateway"], ["profile", "list"], ["profile", "lint"], ["profile", "show"], ["profile", "explain"], ["profile", "schema"],
     ["image", "build"], ["image", "lock"], ["image", "list"], ["image", "import"], ["image", "rm"], ["tasks"], ["task"], ["diff"],
-    ["commit"], ["discard"], ["doctor"],
+    ["commit"], ["discard"], ["doctor"], ["gateway", "check"], ["gateway", "token"],
 ]  # fmt: skip
 
 
