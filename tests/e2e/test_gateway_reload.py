@@ -1,0 +1,87 @@
+"""A gateway whose configuration is read again while calls are in flight: real boxes, on the daemonless engine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from fumehood import operating
+from lab import FUMEHOOD, STORE, Lab, close_lab, open_lab
+from live_gateway import configure, live_gateway, napping, naps
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def reload_lab() -> Iterator[Lab]:
+    """A state folder and a configuration of this file's own; the image store is shared."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: real boxes")
+    if not FUMEHOOD.exists() or not (STORE / "names" / "python").exists():
+        pytest.skip("needs ./scripts/setup: the command and the image `python`")
+    if not (shutil.which("crun") or shutil.which("runc")):
+        pytest.skip("no OCI runtime is installed")
+    made = open_lab("r")
+    try:
+        yield made
+        assert made.left() == []
+    finally:
+        close_lab(made)
+
+
+def test_a_call_in_flight_ends_under_the_old_configuration_and_the_new_server_is_listed(reload_lab: Lab) -> None:
+    old, before = napping(reload_lab, "old")
+    new, after = napping(reload_lab, "new")
+    with live_gateway(reload_lab, configure(reload_lab, f"{{servers: {{{old}}}}}")) as gateway:
+        assert gateway.tools() == ["old"]
+        # Longer than the old directories stay allowed: it is bound to its own, and commits to it all the same.
+        nap = gateway.send("tools/call", name="old", arguments={"seconds": operating.GRACE_S + 2, "write": "slept"})
+        gateway.until(lambda: naps(before.name))
+        began_s = time.monotonic()
+        configure(reload_lab, f"{{servers: {{{new}}}}}")
+        assert "served now: new" in gateway.reload()
+        assert time.monotonic() - began_s < operating.GRACE_S
+        assert gateway.tools() == ["new"]
+        assert gateway.call("new", write="here")["content"][0]["text"] == "new"
+        assert gateway.call("old")["data"]["reason"] == "tool_unknown"
+        assert nap not in gateway._answers, "the nap was cut short"
+        assert gateway.answer(nap)["result"]["content"][0]["text"] == "old"
+        assert gateway.end() == 0
+    assert (before / "slept").read_text() == "old"
+    assert (after / "here").read_text() == "new"
+
+
+def test_a_broken_configuration_is_one_line_in_the_log_and_the_old_one_stays(reload_lab: Lab) -> None:
+    server, workspace = napping(reload_lab, "nap")
+    good = f"{{servers: {{{server}}}}}"
+    broken = {
+        "{servers: {": "not YAML",
+        "{servers: {a: {profile: no-such}}}": "profile_unknown: gateway.servers.a:",
+        f"{{servers: {{{server}, b: {{profile: no-such}}}}}}": "profile_unknown: gateway.servers.b:",
+        f"{{servers: {{{server}}}, http: {{listen: '0.0.0.0:1', tokens_file: /t}}}}": "in clear",
+        f"{{servers: {{{server}}}, unix: {{path: /run/other}}}}": "`gateway.unix.path` was changed",
+        good.replace(f"workspace: {workspace}", f"workspace: {reload_lab.folder}"): "config_unsafe",
+    }
+    with live_gateway(reload_lab, configure(reload_lab, good)) as gateway:
+        assert gateway.tools() == ["nap"]
+        for text, said in broken.items():
+            configure(reload_lab, text)
+            line = gateway.reload()
+            assert line.startswith("fumehood: the configuration was not read again, the old one stays: "), line
+            assert said in line
+        configure(reload_lab, good, more="boxes: 3")
+        assert "`boxes` was changed" in gateway.reload()
+        gateway.file.chmod(0o666)
+        assert "config_unsafe" in gateway.reload()
+        gateway.file.unlink()
+        assert "does not exist" in gateway.reload()
+        assert gateway.tools() == ["nap"]
+        assert gateway.call("nap")["content"][0]["text"] == "nap"
+        configure(reload_lab, good)
+        assert "served now: nap" in gateway.reload()
+        assert gateway.end() == 0
+    assert len(gateway.log.read_text().splitlines()) == len(broken) + 4
