@@ -87,6 +87,17 @@ sys.argv[0] = "fumehood"
 main()
 """
 
+# And it has its own end of the operator process's socket in its hands.
+NOTES = """
+from fumehood.gateway import changes
+OPERATOR = []
+made = changes.Operator.__init__
+def noting(self, sock):
+    OPERATOR.append(sock)
+    made(self, sock)
+changes.Operator.__init__ = noting
+"""
+
 
 def test_a_taken_over_worker_has_a_new_workspace_only_from_when_the_operator_said_so(lab: Lab) -> None:
     given, workspace = napping(lab, "given")
@@ -115,26 +126,26 @@ def test_a_taken_over_worker_has_a_new_workspace_only_from_when_the_operator_sai
 
 def test_a_taken_over_worker_cannot_give_the_operators_orders(lab: Lab) -> None:
     given, _ = napping(lab, "given")
-    other = lab.workspace("other")
+    _, other = napping(lab, "other")
     order = f"""
+    wanted = {{"workspaces": [{str(other)!r}, "/"], "mounts": ["/"]}}
+    from fumehood import faults, wire
     try:
-        await self._ask("allow", {{"workspaces": ["/"], "mounts": ["/"]}})
-    finally:
-        # Every socket that the worker holds: one of them might be the operator's.
-        import socket
-        for number in range(3, 256):
-            try:
-                end = socket.socket(fileno=os.dup(number))
-                end.setblocking(False)
-                end.send(b'{{"id": 7, "verb": "allow", "args": {{"workspaces": ["{other}"], "mounts": []}}}}')
-            except OSError:
-                pass
+        await self._ask("allow", wanted)
+    except faults.FumehoodError as error:
+        print("the broker says", error, file=sys.stderr)
+    wire.send(OPERATOR[0], {{"id": 7, "verb": "allow", "args": wanted}})
+    import anyio
+    await anyio.sleep(1.5)  # for as long as the operator process needs to be talked into it
 """
-    program = [sys.executable, "-c", LIES.format(before=order.strip("\n").lstrip(), other=str(other))]
+    program = [sys.executable, "-c", NOTES + LIES.format(before=order.strip(), other=str(other))]
     with live_gateway(lab, configure(lab, f"{{servers: {{{given}}}}}"), program) as gateway:
-        said = gateway.call("given")
-        assert said["data"]["reason"] == "bad_request" if "data" in said else said["isError"]
-    assert list(other.iterdir()) == []
+        said = gateway.call("given", write="stolen")
+        assert said["_meta"]["fumehood/outcome"]["reason"] == "workspace_not_allowed"
+        assert "the broker says bad_request" in gateway.log.read_text()
+        # All that the request was: the operator's own file, read again.
+        assert "served now: given" in gateway.logged("the configuration ")
+    assert not (other / "stolen").exists()
 
 
 def test_the_operator_process_keeps_its_rights_to_itself(lab: Lab) -> None:
@@ -197,13 +208,12 @@ def test_two_servers_whose_prefixed_tools_would_collide_are_refused(lab: Lab) ->
     assert "expected each key once" in lab.fumehood("gateway", "--config", str(twice)).one_clear_line()
 
 
-def test_a_link_that_changes_between_two_readings_gives_no_secret(lab: Lab, tmp_path: Path) -> None:
-    """The configuration's errors never repeat what a file holds, whatever file an operator was led to name."""
+def test_no_error_repeats_what_a_file_holds_that_an_operator_was_led_to_name(lab: Lab, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hunter2\n")
     secret.chmod(0o600)
     server, _ = napping(lab, "given")
     path = configure(lab, f"{{servers: {{{server}}}, http: {{listen: '127.0.0.1:0', tokens_file: {secret}}}}}")
     done = lab.fumehood("gateway", "--config", str(path))
-    assert done.status == 125
+    assert (done.status, "config" in done.one_clear_line()) == (125, True)
     assert "hunter2" not in done.stderr
