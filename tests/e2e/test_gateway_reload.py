@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -50,9 +51,47 @@ def test_a_call_in_flight_ends_under_the_old_configuration_and_the_new_server_is
         assert gateway.call("old")["data"]["reason"] == "tool_unknown"
         assert nap not in gateway._answers, "the nap was cut short"
         assert gateway.answer(nap)["result"]["content"][0]["text"] == "old"
+        configure(reload_lab, f"{{servers: {{{new}, {old}}}}}")
+        assert "served now: new, old" in gateway.reload()
+        assert gateway.tools() == ["new__new", "old__old"]
+        assert gateway.call("old__old")["content"][0]["text"] == "old"
         assert gateway.end() == 0
     assert (before / "slept").read_text() == "old"
     assert (after / "here").read_text() == "new"
+
+
+def test_reloads_leave_no_descriptor_behind(reload_lab: Lab) -> None:
+    one, workspace = napping(reload_lab, "one")
+    two, other = napping(reload_lab, "two")
+    with live_gateway(reload_lab, configure(reload_lab, f"{{servers: {{{one}, {two}}}}}")) as gateway:
+        assert gateway.tools() == ["one__one", "two__two"]
+
+        def held() -> list[str]:
+            folder = Path(f"/proc/{gateway.process.pid}/fd")
+            links = [os.readlink(folder / name) for name in os.listdir(folder)]
+            return sorted(link for link in links if link.startswith(str(reload_lab.folder / "workspaces")))
+
+        assert held() == [str(workspace), str(other)]
+        before = len(os.listdir(f"/proc/{gateway.process.pid}/fd"))
+        for servers in (one, f"{one}, {two}", two, f"{two}, {one}", f"{one}, {two}") * 2:
+            configure(reload_lab, f"{{servers: {{{servers}}}}}")
+            gateway.reload()
+        assert gateway.call("two__two")["content"][0]["text"] == "two"
+        gateway.until(lambda: held() == [str(workspace), str(other)])
+        assert len(os.listdir(f"/proc/{gateway.process.pid}/fd")) <= before
+        assert gateway.end() == 0
+
+
+def test_a_directory_that_was_replaced_is_given_anew(reload_lab: Lab) -> None:
+    server, workspace = napping(reload_lab, "nap")
+    with live_gateway(reload_lab, configure(reload_lab, f"{{servers: {{{server}}}}}")) as gateway:
+        assert gateway.call("nap", write="first")["content"][0]["text"] == "nap"
+        _, again = napping(reload_lab, "nap")  # removed and made anew, at the same path
+        assert again == workspace
+        gateway.reload()
+        assert gateway.call("nap", write="second")["content"][0]["text"] == "nap"
+        assert (workspace / "second").exists()
+        assert gateway.end() == 0
 
 
 def test_a_broken_configuration_is_one_line_in_the_log_and_the_old_one_stays(reload_lab: Lab) -> None:
