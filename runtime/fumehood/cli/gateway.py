@@ -79,7 +79,7 @@ def gateway(
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="Lines NAME:SHA256 of HTTP clients' tokens; mode 0600. Default: the configuration's."),
+        typer.Option(help="Lines NAME:SHA256 of HTTP clients' tokens; mode 0600."),
     ] = None,
     tls_certificate: Annotated[Path | None, typer.Option(help="A PEM certificate chain, for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key; mode 0600.")] = None,
@@ -106,7 +106,7 @@ def gateway(
     if profile is None:
         others = (command, workspace, engine, token_file, tls_certificate, tls_key, allow_host, allow_origin)
         if any(others):
-            detail = "a command, --workspace, --engine and what concerns HTTP are the configuration's without --profile"
+            detail = "a command, --workspace, --engine and the options of HTTP but --http go with --profile"
             raise FumehoodError(Reason.BAD_REQUEST, detail, remedy="Write it below `gateway:`, or name a --profile.")
         _serve_configured(config, http, unix)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -197,13 +198,36 @@ def test_a_tokens_file_of_another_users_is_refused(files: Files, name: str) -> N
 def test_a_key_that_others_can_read_is_refused(files: Files) -> None:
     gateway = HTTP.replace("tokens_file", "tls: {certificate: ROOT/etc/c.pem, key: ROOT/etc/k.pem}, tokens_file")
     assert "there is no file" in files.refused(gateway).detail
-    files.put("etc/c.pem", "CERTIFICATE")
-    key = files.put("etc/k.pem", "KEY")
+    certificate, key = make_certificate(files.root / "etc")
+    key.chmod(0o644)
     error = files.refused(gateway)
     assert error.reason is Reason.CONFIG_UNSAFE
-    assert "KEY" not in str(error)
+    assert "PRIVATE" not in str(error)
     key.chmod(0o600)
     served = files.read(gateway)
     assert served.http is not None
     assert served.http.tls is not None
-    assert (served.http.tls.certificate, served.http.tls.key) == ("CERTIFICATE", "KEY")
+    assert (served.http.tls.certificate, served.http.tls.key) == (certificate.read_text(), key.read_text())
+
+
+def test_what_is_no_certificate_and_its_key_is_refused_where_it_is_read(files: Files) -> None:
+    gateway = HTTP.replace("tokens_file", "tls: {certificate: ROOT/etc/c.pem, key: ROOT/etc/k.pem}, tokens_file")
+    make_certificate(files.root / "etc")
+    own = (files.root / "etc/k.pem").read_text()
+    make_certificate(files.root / "home")
+    for other in ((files.root / "home/k.pem").read_text(), "SECRET", ""):
+        files.put("etc/k.pem", other, 0o600)
+        error = files.refused(gateway)
+        assert error.reason is Reason.CONFIG_INVALID
+        assert "are no certificate and its key" in error.detail
+        assert "SECRET" not in str(error)
+    files.put("etc/k.pem", own, 0o600)
+    files.read(gateway)
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate, and its key."""
+    certificate, key = folder / "c.pem", folder / "k.pem"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost -days 2".split()
+    subprocess.run(["openssl", *words, "-out", str(certificate), "-keyout", str(key)], check=True, capture_output=True)
+    return certificate, key
