@@ -133,12 +133,14 @@ def _words(pid: int) -> list[str]:
 
 
 @contextmanager
-def live_gateway(of: Lab, file: Path, program: Sequence[str] = ()) -> Iterator[LiveGateway]:
+def live_gateway(
+    of: Lab, file: Path, program: Sequence[str] = (), options: Sequence[str] = ()
+) -> Iterator[LiveGateway]:
     """A gateway that serves `file` for the length of the body. `program` replaces the `fumehood` script."""
     log = of.folder / "gateway.log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [*(program or [str(FUMEHOOD)]), "gateway", "--config", str(file)],
+            [*(program or [str(FUMEHOOD)]), "gateway", "--config", str(file), *options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=of.env, cwd=of.folder,
         )  # fmt: skip
     gateway = LiveGateway(of, process, file, log)

@@ -228,6 +228,18 @@ def test_what_is_no_certificate_and_its_key_is_refused_where_it_is_read(files: F
 def make_certificate(folder: Path) -> tuple[Path, Path]:
     """A self-signed certificate, and its key."""
     certificate, key = folder / "c.pem", folder / "k.pem"
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost -days 2".split()
+    words = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=localhost",
+        "-days",
+        "2",
+    ]
     subprocess.run(["openssl", *words, "-out", str(certificate), "-keyout", str(key)], check=True, capture_output=True)
     return certificate, key
