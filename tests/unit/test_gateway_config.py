@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +51,16 @@ gateway:
     assert config.parse("boxes: 1", "f").gateway is None
     assert config.parse("gateway:", "f").gateway is None
     assert config.parse("gateway: {}", "f").gateway == GatewayConfig()
+
+
+def test_the_example_of_the_guide_loads() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
+    (example,) = re.findall(r"```yaml\n(# config: .*?)```", guide, re.DOTALL)
+    found = config.parse(example, "f").gateway
+    assert found is not None
+    assert [server.name for server in found.servers] == ["git", "time", "notes"]
+    assert found.http is not None
+    assert found.http.tls is not None
 
 
 HTTP = "gateway: {http: {tokens_file: /t, %s}}"
