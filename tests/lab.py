@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fumehood
+
 PARENT = Path("/var/lib/fumehood-tests")
 STORE = Path("/var/lib/fumehood/images")
 FUMEHOOD = Path(sys.executable).parent / "fumehood"
@@ -126,6 +128,7 @@ class Lab:
             "HOME": str(self.folder / "home"),
             "FUMEHOOD_STATE": str(self.state),
             "FUMEHOOD_CONFIG": str(self.folder / "fumehood.yaml"),
+            "PYTHONPATH": str(Path(fumehood.__file__).parents[1]),  # what the tests import is what they run
         }
 
     def profile(self, name: str, text: str = "") -> str:
