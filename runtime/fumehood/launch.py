@@ -158,7 +158,7 @@ class Crew:
     broker: socket.socket | None
     briefings: dict[str, socket.socket]
     children: list[int]
-    orders: socket.socket | None
+    orders: socket.socket | None = None
     operator: socket.socket | None = None
 
     def brief(self, chosen: Settings) -> None:

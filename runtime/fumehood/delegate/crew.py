@@ -23,6 +23,8 @@ def gather(filters: str) -> NoReturn:
     os.set_inheritable(BOOTSTRAP_FD, False)
     sock = socket.socket(fileno=BOOTSTRAP_FD)
     crew = launch.assemble(broker=True)
+    if crew.orders is not None:
+        crew.orders.close()  # a server's author gives no orders: what it was started with stays
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the worker decides; its end is theirs, and theirs is ours
     ends = [crew.ledger, crew.broker, crew.briefings["ledger"], crew.briefings["broker"]]
