@@ -89,7 +89,8 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
         super().connection_made(transport)
         # Any byte that is not taken counts as a stall, also while the connection closes.
-        transport.set_write_buffer_limits(high=0)
+        # Not 0: asyncio's TLS transport would pause at an empty buffer, and nothing would ever resume it.
+        transport.set_write_buffer_limits(high=1, low=0)
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
             return
