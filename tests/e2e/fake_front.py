@@ -63,5 +63,10 @@ class FakeFront:
             case _:
                 return {**made, "x-method": method, "x-params": {k: v for k, v in params.items() if k != "_meta"}}
 
+    async def input_schema(self, client: Client, name: str) -> dict[str, Any] | None:
+        self.asked.append((f"schema of {name}", client))
+        region = {"type": "string", "x-mcp-header": "Region"}
+        return {"type": "object", "properties": {"region": region}} if name == "regional" else None
+
     async def ended(self, connection: str) -> None:
         self.over.append(connection)

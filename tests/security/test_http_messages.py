@@ -189,3 +189,10 @@ async def test_a_cancelled_call_of_an_older_client_ends_at_once() -> None:
             body = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 9}}
             await older.send(json.dumps(body).encode())
         assert len(door.spine.removed_at_s) == 3
+
+
+async def test_a_tool_that_is_not_allowed_starts_nothing() -> None:
+    async with opened(tools=frozenset({"echo"})) as door:
+        answer = await door.call("hang", arguments={"a": 1})
+        assert answer.message["error"]["data"]["reason"] == "tool_not_allowed"
+        assert door.spine.pids == []

@@ -116,6 +116,8 @@ def gateway(
     directory = open_workspace(workspace)
     settings = launch.with_workspace(settings, directory)
     path = None if workspace is None else str(workspace.absolute())
+    for guard in (token_file, tls_certificate, tls_key, unix):
+        _keep_apart(guard, workspace)
     served = _http(http, token_file, (tls_certificate, tls_key), tuple(allow_host or ()), tuple(allow_origin or ()))
     listening = opened(served, unix, settings.caller_uid)
     with launch.started(settings, partial(load_profile, profile, settings, engine, workspace)) as processes:
@@ -161,6 +163,19 @@ def _serve_configured(config: str | None, http: str | None, unix: Path | None) -
         import anyio
 
         anyio.run(_serve, processes, served.servers, listening)
+
+
+def _keep_apart(guard: Path | None, workspace: Path | None) -> None:
+    """Refuse what guards the door where a box could write it. Raises FumehoodError."""
+    from fumehood.safe_files import inside
+
+    for way in (os.path.abspath, os.path.realpath):
+        if workspace is not None and guard is not None and inside(way(guard), way(workspace)):
+            raise FumehoodError(
+                Reason.CONFIG_UNSAFE,
+                f"{guard} lies inside the workspace, where a box could have written it",
+                remedy="Keep it outside the directories that boxes write to.",
+            )
 
 
 def _http(

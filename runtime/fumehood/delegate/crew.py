@@ -29,8 +29,7 @@ def gather(filters: str) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)  # the worker decides; its end is theirs, and theirs is ours
     ends = [crew.ledger, crew.broker, crew.briefings["ledger"], crew.briefings["broker"]]
     wire.send(sock, {"filter": confine.worker_filter(Path(filters)).hex()}, [end.fileno() for end in ends if end is not None])
-    # Nobody gives the broker orders here: what may be mounted is settled at the start.
-    for end in (sock, crew.orders, *ends):
+    for end in (sock, *ends):
         if end is not None:
             end.close()
     for child in crew.children:

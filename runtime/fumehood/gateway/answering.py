@@ -40,6 +40,10 @@ class Answering(Protocol):
         """The result of a request. Raises `GatewayError`."""
         ...
 
+    async def input_schema(self, client: Client, name: str) -> Mapping[str, Any] | None:
+        """The input schema of a tool that may be called; None where `answer` says what is wrong."""
+        ...
+
     async def ended(self, connection: str) -> None:
         """A connection or session is over."""
         ...

@@ -34,6 +34,7 @@ from mcp.server.subscriptions import (
 )
 from mcp.shared.dispatcher import DispatchContext
 from mcp.shared.exceptions import MCPError
+from mcp.shared.inbound import validate_mcp_param_headers
 
 from fumehood.gateway import results
 from fumehood.gateway.answering import Answering
@@ -58,15 +59,10 @@ _log = logging.getLogger("fumehood")
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """Who asks, by the transport's word. Cancelling `scope` ends the request: its client is gone.
-
-    `inner` marks a question of the SDK's own on the way: over HTTP it reads the list of tools before a call, for
-    arguments that must equal a header.
-    """
+    """Who asks, by the transport's word. Cancelling `scope` ends the request: its client is gone."""
 
     sender: Sender
     connection: str | None
-    inner: bool = False
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 
@@ -106,6 +102,8 @@ class _Bridge:
             results.SERVER_INFO["name"],
             version=results.SERVER_INFO["version"],
             on_subscriptions_listen=self._listen,
+            # The SDK would list every server's tools before each call over HTTP; `_check_headers` asks for one.
+            get_tool_input_schema=lambda _name: None,
         )
         for method in gateway.methods:
             params, empty = _GATES.get(method, (mcp_types.RequestParams, None))
@@ -125,17 +123,26 @@ class _Bridge:
         party = self._identify(ctx)
         try:
             with party.scope:
+                await self._check_headers(ctx, party)
                 return await self._gateway.answer(
                     self._client(ctx, party), ctx.method, ctx.params or {}, _Channel(ctx)
                 )
         except GatewayError as error:
-            if party.inner:
-                return passed  # the call itself tells the client what is wrong; the SDK would log a traceback each time
             raise MCPError(error.code, error.message, error.data) from error
         except Exception as error:
             _log.exception("a fault in the gateway")
             raise MCPError(INTERNAL_ERROR, "Internal error") from error
         raise MCPError(REQUEST_CANCELLED, "Request cancelled")
+
+    async def _check_headers(self, ctx: Context, party: Party) -> None:
+        """Refuse a call whose `Mcp-Param-*` headers are not its arguments: a proxy would judge other ones than we."""
+        params = ctx.params or {}
+        if ctx.method != "tools/call" or ctx.request is None or not Era(ctx.protocol_version).modern:
+            return
+        schema = await self._gateway.input_schema(self._client(ctx, party), str(params.get("name")))
+        wrong = None if schema is None else validate_mcp_param_headers(schema, params.get("arguments") or {}, ctx.request.headers)
+        if wrong is not None:
+            raise GatewayError(wrong.code, wrong.message, wrong.data)
 
     def _initialized(self, ctx: Context, passed: HandlerResult) -> HandlerResult:
         if not isinstance(passed, dict):

@@ -131,6 +131,13 @@ class Gateway:
             shown["extensions"] = {TASKS_EXTENSION: {}}
         return shown
 
+    async def input_schema(self, client: Client, name: str) -> Mapping[str, Any] | None:
+        """A tool's input schema, or None where the call itself will say what is wrong: not allowed, not there, unread."""
+        try:
+            return await self._routes.input_schema(name, client)
+        except (GatewayError, UnreadError):
+            return None
+
     async def ended(self, connection: str) -> None:
         """Forget a connection that is over, and end its sessions."""
         self._levels.pop(connection, None)

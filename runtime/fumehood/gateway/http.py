@@ -68,7 +68,6 @@ class _Exchange:
     """One HTTP request: who sent it, and what runs for it."""
 
     sender: Sender
-    method: str | None = None
     scopes: list[anyio.CancelScope] = field(default_factory=list)
 
     def hung_up(self) -> None:
@@ -83,7 +82,7 @@ async def application(gateway: Answering, rules: Rules) -> AsyncIterator[App]:
 
     def identify(ctx: bridge.Context) -> bridge.Party:
         exchange: _Exchange = ctx.request.scope["state"][_EXCHANGE]  # type: ignore[union-attr] # every request has one
-        party = bridge.Party(exchange.sender, bridge.connection_of(ctx).session_id, inner=ctx.method != exchange.method)
+        party = bridge.Party(exchange.sender, bridge.connection_of(ctx).session_id)
         exchange.scopes.append(party.scope)
         return party
 
@@ -179,17 +178,13 @@ class _Door:
             return
         if not modern and session is None:
             self._check_opening(message, head.sender)
-        with self._running(session, exchange, message):
+        with self._running(session, message):
             await self._inner(scope, _replay(_plain(message), receive), send)
 
     @contextmanager
-    def _running(self, session: str | None, exchange: _Exchange, message: frames.Message) -> Iterator[None]:
+    def _running(self, session: str | None, message: frames.Message) -> Iterator[None]:
         """Hold a request's id in its session for the body. Raises `_RefusedError` when another has it."""
-        if not isinstance(message, frames.Request):
-            yield
-            return
-        exchange.method = message.method
-        if session is None:
+        if not isinstance(message, frames.Request) or session is None:
             yield
             return
         key = (session, str(message.id))

@@ -72,6 +72,15 @@ class Routes:
             case _:
                 return await self._completion(params, client)
 
+    async def input_schema(self, name: str, client: Client) -> Mapping[str, Any] | None:
+        """The pinned input schema of a tool that its profile allows. Raises `GatewayError` or `UnreadError`."""
+        upstream, inner = self._private(Kind.TOOL, name)
+        if not permits(upstream.profile, Kind.TOOL, inner):
+            return None
+        tool = (await upstream.catalogue(client)).tools.get(inner)
+        schema = None if tool is None else tool.definition.get("inputSchema")
+        return schema if isinstance(schema, Mapping) else None
+
     def may_read(self, uri: str) -> bool:
         """Whether any profile allows this resource."""
         return any(permits(upstream.profile, Kind.RESOURCE, uri) for upstream in self.upstreams)

@@ -157,6 +157,20 @@ async def test_an_older_client_on_http_is_asked_in_its_own_session() -> None:
             assert b"forged" not in got
 
 
+@pytest.mark.parametrize(
+    ("header", "argument", "status"), [("eu", "eu", 200), ("us", "eu", 400), (None, "eu", 400), ("eu", None, 400), (None, None, 200)]
+)
+async def test_a_header_that_says_otherwise_than_an_argument(header: str | None, argument: str | None, status: int) -> None:
+    front = FakeFront()
+    async with opened(behind=front) as door:
+        arguments = {} if argument is None else {"region": argument}
+        answer = await door.call("regional", arguments=arguments, mcp_param_region=header)
+        assert answer.status == status
+        assert ("tools/call" in [method for method, _ in front.asked]) == (status == 200)
+        if status == 400:
+            assert answer.message["error"]["code"] == -32020
+
+
 async def test_a_modern_client_is_never_asked() -> None:
     front = FakeFront()
     async with on_stdio(front, older=False) as client:
