@@ -145,6 +145,23 @@ async def test_an_operator_ends_a_session_of_another_process_and_what_it_wrote_i
         assert (done.status, "session_ended" in done.one_clear_line()) == (125, True)
 
 
+async def test_a_signal_ends_a_session_in_order(
+    lab: Lab, engine: str, profiles: Any, workspace: Path, nothing_left: None  # noqa: ARG001
+) -> None:
+    args = ["gateway", "--profile", profiles(), "--engine", engine, "--workspace", str(workspace)]
+    process = await anyio.open_process([str(FUMEHOOD), *args], env=lab.env, stderr=None)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+    params = {"name": "write", "arguments": {"name": "signalled.txt"}, "_meta": meta}
+    await process.stdin.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode() + b"\n")
+    with anyio.fail_after(60):
+        assert b"written" in await process.stdout.receive()
+        process.terminate()
+        assert await process.wait() == 0
+    assert (workspace / "signalled.txt").read_text() == "kept", "it was not lost with the signal"
+
+
 async def test_a_memory_bomb_in_a_session_ends_it_and_is_recorded(
     lab: Lab, engine: str, profiles: Any, workspace: Path, nothing_left: None  # noqa: ARG001
 ) -> None:
