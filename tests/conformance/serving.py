@@ -2,11 +2,12 @@
 
 `ours` is `tests/peers/everything`, `npm` is the reference server-everything, an image's own program behind the gateway. Behind
 the gateway a server's files are its workspace, mounted read-only. The gateway has a state folder of its own (`lab`), so these calls
-are not among the operator's, and a token that is made for the run, in a file of mode 0600.
+are not among the operator's, and a token that is made for the run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -57,8 +58,15 @@ class Server:
 OURS = Server("ours", "image: mcp-reference\nfilesystem: {workspace: ro}\n", EVERYTHING, ("python3", "/workspace/server.py"),
               ("2026-07-28", "2025-11-25"))  # fmt: skip
 NPM = Server("npm", "image: mcp-reference\n", None, ("mcp-server-everything",), ("2025-11-25",))
-# The suite calls everything that a server has. `elicitation` and the others are what a gateway may relay.
-_ALLOWED = 'tools: {allow: "*"}\nlimits: {memory: 512MiB, wall: 60s}\n'
+# The suite calls everything that a server has. A session keeps its box, because the suite counts on what a server remembers.
+_ALLOWED = """\
+tools: {allow: "*"}
+resources: {allow: "*"}
+prompts: {allow: "*"}
+completion: true
+ask: {elicitation: true, sampling: true}
+limits: {memory: 512MiB, wall: 60s}
+"""
 
 
 @contextmanager
@@ -77,9 +85,9 @@ def through_gateway(server: Server, engine: str | None, extra: Sequence[str] = (
     lab = open_lab("conformance")
     try:
         (lab.folder / "profile.yaml").write_text(server.profile + _ALLOWED + profile)
-        token = secrets.token_urlsafe(48)
-        (lab.folder / "token").touch(mode=0o600)
-        (lab.folder / "token").write_text(token + "\n")
+        token, port = secrets.token_urlsafe(48), _free_port()
+        (lab.folder / "tokens").touch(mode=0o600)
+        (lab.folder / "tokens").write_text(f"suite:{hashlib.sha256(token.encode()).hexdigest()}\n")
         # Copied without what Python compiled beside it, which would be another thing to read.
         files = lab.folder / "workspaces" / "server"
         if server.workspace is not None:
@@ -87,7 +95,9 @@ def through_gateway(server: Server, engine: str | None, extra: Sequence[str] = (
         argv = [
             str(FUMEHOOD), "gateway", "--profile", str(lab.folder / "profile.yaml"),
             *(["--engine", engine] if engine else []), *(["--workspace", str(files)] if server.workspace else []),
-            "--http", "127.0.0.1:0", "--token-file", str(lab.folder / "token"), *extra, "--", *server.in_box,
+            "--http", f"127.0.0.1:{port}", "--token-file", str(lab.folder / "tokens"),
+            # The suite comes as a browser would, with an Origin, which nobody may until the operator says so.
+            "--allow-origin", f"http://127.0.0.1:{port}", *extra, "--", *server.in_box,
         ]  # fmt: skip
         with _started(argv, lab.env) as process:
             url = _told(process)

@@ -6,6 +6,7 @@ client can see, so one is enough here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -71,9 +72,9 @@ def _environment(lab: Lab) -> dict[str, str]:
 def listening(lab: Lab, command: list[str]) -> Iterator[tuple[str, str]]:
     """A gateway on a free loopback port: its address and its token."""
     token = secrets.token_urlsafe(48)
-    path = lab.folder / "token"
+    path = lab.folder / "tokens"
     path.touch(mode=0o600)
-    path.write_text(token + "\n")
+    path.write_text(f"tester:{hashlib.sha256(token.encode()).hexdigest()}\n")
     process = subprocess.Popen(
         [*command, "--http", "127.0.0.1:0", "--token-file", str(path)],
         stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment(lab),
