@@ -67,6 +67,8 @@ def main(words: Sequence[str]) -> int:
         files = lab.workspace("bench")
         shutil.copy(Path(__file__).parent / "bare_server.py", files)
         (lab.folder / "bare.yaml").write_text(_BARE)
+        with (lab.folder / "fumehood.yaml").open("a") as file:
+            file.write(f"boxes: {wanted.slow + 16}\n")
         figures = anyio.run(_measure, lab, files, wanted)
     except CannotRunError as error:
         sys.stderr.write(f"bench: {error}\n")
@@ -135,7 +137,7 @@ async def _calls(
 
     async def caller() -> None:
         for _ in range(calls if clients == 1 else max(5, calls // 4)):
-            found.append(await client.call(tool, **arguments))
+            found.append(await client.call(tool, **arguments))  # noqa: PERF401 - one after the other
 
     async with anyio.create_task_group() as tasks:
         for _ in range(clients):
@@ -163,15 +165,15 @@ async def _under_slow_calls(client: GatewayClient, count: int) -> list[Figure]:
             for event in begun:
                 await event.wait()
         spent_s = time.perf_counter() - started
-        lists = []
-        for _ in range(100):
-            lists.append((await client.request("tools/list", {})).ms)
+        lists: list[float] = []
+        while len(lists) < 100:
+            lists += [(await client.request("tools/list", {})).ms]
             await anyio.sleep(0.005)
         tasks.cancel_scope.cancel()
     if waiting.cancelled_caught:
         raise CannotRunError(f"{sum(not event.is_set() for event in begun)} of {count} slow calls had not begun after 100 s")
     running = count - len(refused)
-    note = f"{len(refused)} more were refused: {refused[0][:90]}" if refused else ""
+    note = f"{len(refused)} more did not run: {refused[0][:120]}" if refused else ""
     found = _quantiles(f"a listing under {running} slow calls", lists, (None, 50.0), note)
     return [*found, Figure(f"{running} slow calls until all had begun", spent_s, "s")]
 

@@ -97,7 +97,8 @@ class GatewayClient:
         spent_ms = (time.perf_counter() - started) * 1000
         result = waiting.answer.get("result")
         if result is None or result.get("isError"):
-            raise CannotRunError(f"{method}: {json.dumps(waiting.answer)[:400]}")
+            error = waiting.answer.get("error") or {}
+            raise CannotRunError(error.get("message") or (result or {}).get("content", [{}])[0].get("text", "the gateway ended"))
         return Answered(spent_ms, result)
 
     async def call(self, tool: str, begun: anyio.Event | None = None, **arguments: Any) -> Answered:
