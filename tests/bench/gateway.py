@@ -62,7 +62,7 @@ def main(words: Sequence[str]) -> int:
     if os.geteuid() != 0:
         sys.stderr.write("bench: run me as root: boxes need it\n")
         return 1
-    lab = open_lab("bench")
+    lab = open_lab("b")
     try:
         files = lab.workspace("bench")
         shutil.copy(Path(__file__).parent / "bare_server.py", files)

@@ -35,7 +35,7 @@ def lab() -> Iterator[Lab]:
         pytest.skip("needs root: real boxes")
     if not (STORE / "names" / "mcp-reference").exists():
         pytest.skip("needs ./scripts/setup: the image `mcp-reference`")
-    made = open_lab("clients")
+    made = open_lab("cl")
     try:
         yield made
     finally:
@@ -145,17 +145,17 @@ def test_a_client_of_others_lists_calls_and_is_refused(
 
 def test_the_inspector_lists_and_calls(peers: Path, reached: dict[str, Any]) -> None:
     if "command" in reached:
-        target = ["--", *reached["command"]]
+        first, last = [], ["--", *reached["command"]]
         options = [word for name, value in reached["env"].items() for word in ("-e", f"{name}={value}")]
     else:
-        target = [reached["url"]]
+        first, last = [reached["url"]], []  # before its options: `--tool-arg` would take it for one more argument
         options = ["--transport", "http"]
         options += [word for name, value in reached["headers"].items() for word in ("--header", f"{name}: {value}")]
-    inspector = [str(peers / "bin" / "node"), str(peers / "node_modules" / ".bin" / "inspector"), "--cli", *options]
+    inspector = [str(peers / "bin" / "node"), str(peers / "node_modules" / ".bin" / "inspector"), "--cli", *first, *options]
 
     def ask(*words: str) -> Any:
         done = subprocess.run(
-            [*inspector, *words, *target], capture_output=True, text=True, timeout=60, check=False,
+            [*inspector, *words, *last], capture_output=True, text=True, timeout=60, check=False,
             env={"PATH": f"{peers / 'bin'}:{os.environ['PATH']}", "HOME": str(peers)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
