@@ -2,7 +2,7 @@
 
 Each contender runs once unmeasured, then once in every round; the order within a round is shuffled (from a fixed seed), so
 that drift meets all alike and nobody always follows the same neighbour. A contender that cannot run is named with its reason
-and makes the exit status 1; no time ever does.
+and makes the exit status 1; no time ever does. `scripts/bench gateway` is another bench: see `gateway`.
 """
 
 from __future__ import annotations
@@ -97,4 +97,8 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["gateway"]:
+        import gateway
+
+        sys.exit(gateway.main(sys.argv[2:]))
     sys.exit(main())

@@ -25,7 +25,8 @@ _DEPTH = 8
 
 def text(value: str, limit: int) -> str:
     """A text that can be stored: what UTF-8 cannot say is escaped, and what is too long ends with an ellipsis."""
-    safe = value.encode("utf-8", "backslashreplace").decode()
+    # Nearly all are: a call's record is some hundred short names.
+    safe = value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
 
 
@@ -49,10 +50,11 @@ def plain(value: object, depth: int = 0) -> Any:
 def bounded(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Facts of at most `FACTS_BYTES`: the largest are left out until the rest fits, and `left_out` names the first."""
     safe: dict[str, Any] = plain(facts)
+    # The whole at once first: measuring a dozen values apart for each step of each call was a tenth of the worker's time.
+    if _size(safe) <= FACTS_BYTES:
+        return safe
     sizes = {name: _size(name) + _size(value) + len(": , ") for name, value in safe.items()}
     total = sum(sizes.values())
-    if total <= FACTS_BYTES:
-        return safe
     left_out: list[str] = []
     for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
         if total <= FACTS_BYTES - _LEFT_OUT_BYTES:

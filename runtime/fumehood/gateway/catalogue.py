@@ -22,7 +22,7 @@ from fumehood.execution import Streams
 from fumehood.faults import ExchangeFailed
 from fumehood.gateway import exchange
 from fumehood.gateway.exchange import ClientFacts, Conversation, Greeting, ServerAnsweredError
-from fumehood.gateway.protocol import HANDSHAKE_VERSIONS, METHOD_NOT_FOUND, TOO_MANY_REQUESTS, GatewayError, printable
+from fumehood.gateway.protocol import METHOD_NOT_FOUND, TOO_MANY_REQUESTS, GatewayError, printable
 from fumehood.gateway.schema import CHECK_CPU_S, Schema, SchemaError
 from fumehood.model import CommitMode, Outcome, Profile, Result, Scope, SessionLife, WorkspaceMode
 from fumehood.reasons import Reason
@@ -79,18 +79,23 @@ class Shelf:
         self._places: dict[str, Catalogue] = {}
         self._reading = anyio.Lock()
 
-    async def get(self, capabilities: Mapping[str, Any], reading: Callable[[bool], Awaitable[Outcome]]) -> Catalogue:
-        """The catalogue for these capabilities, read by `reading(probe)` if need be. Raises `UnreadError`."""
-        key = json.dumps(capabilities, sort_keys=True)
+    async def get(
+        self, capabilities: Mapping[str, Any], *, modern: bool, reading: Callable[[bool], Awaitable[Outcome]]
+    ) -> Catalogue:
+        """The catalogue for these capabilities, read by `reading(probe)` if need be. Raises `UnreadError`.
+
+        A server that speaks both eras is spoken to in its client's: it may ask only in the way of the era.
+        """
+        key = json.dumps([modern, capabilities], sort_keys=True)
         async with self._reading:  # whoever comes meanwhile waits for the one reading
             if (found := self._places.get(key)) is not None:
                 return found
             if len(self._places) >= MAX_CATALOGUES:
                 raise GatewayError(TOO_MANY_REQUESTS, f"more than {MAX_CATALOGUES} sets of client capabilities")
-            outcome = await reading(True)
+            outcome = await reading(modern)
             if outcome.reason in (Reason.SERVER_DIED, Reason.SERVER_GARBAGE):
-                # Some older servers end when their first message is not `initialize`.
-                again = await reading(False)
+                # Some servers end when their first message is of the other era.
+                again = await reading(not modern)
                 outcome = again if again.result is Result.OK else outcome
             if outcome.result is not Result.OK or not isinstance(outcome.value, Catalogue):
                 raise UnreadError(outcome)
@@ -99,12 +104,9 @@ class Shelf:
 
 
 async def read(streams: Streams, client: ClientFacts, profile: Profile, *, probe: bool) -> Catalogue:
-    """Read and pin all that the profile could allow. Without `probe`, by the handshake at once. Raises `ExchangeFailed`."""
+    """Read and pin all that the profile could allow; `probe` is for 2026-07-28 first. Raises `ExchangeFailed`."""
     conversation = Conversation(streams, client)
-    if probe:
-        greeting = await exchange.discover(conversation, client)
-    else:
-        greeting = await exchange.shake_hands(conversation, client, HANDSHAKE_VERSIONS[-1])
+    greeting = await (exchange.discover if probe else exchange.greeted)(conversation, client)
     has = greeting.capabilities
 
     async def listed(method: str, member: str, key: str, *, wanted: bool) -> dict[str, dict[str, Any]]:

@@ -33,7 +33,6 @@ from fumehood.gateway.protocol import (
     METHOD_NOT_FOUND,
     MODERN_VERSIONS,
     NAME,
-    UNSUPPORTED_VERSION,
     VERSION_KEY,
     Era,
     ServerError,
@@ -245,7 +244,8 @@ class Conversation:
         elif request.method in ASKING:
             try:
                 question = {"method": request.method, "params": request.params or {}}
-                reply["result"] = (await self._relay.ask(self._streams, {"it": question}))["it"]
+                name = request.method.partition("/")[0]
+                reply["result"] = (await self._relay.ask(self._streams, {name: question}))[name]
             except ExchangeFailed as error:
                 if error.reason is not Reason.INPUT_REQUIRED:
                     raise
@@ -313,27 +313,36 @@ class Greeting:
 
 
 async def discover(conversation: Conversation, client: ClientFacts) -> Greeting:
-    """Find out which era the server speaks, and be ready to ask it for what it has.
+    """Find out whether the server speaks 2026-07-28, and be ready to ask it for what it has.
 
-    The probe is the modern `server/discover`; an error, or silence, leads to the handshake. A modern server that was
-    only slow refuses the handshake by naming the modern revision.
+    The probe is `server/discover`; an error, or silence, leads to the handshake. A modern server that was only slow
+    refuses the handshake by naming the modern revision.
     """
-    probe = {"_meta": conversation.envelope(modern=True)}
     with anyio.move_on_after(PROBE_S):
-        try:
-            found = await conversation.request("server/discover", probe)
-        except ServerAnsweredError:
-            found = {}
-        versions = found.get("supportedVersions")
-        if isinstance(versions, list) and MODERN_VERSIONS[-1] in versions:
-            return Greeting(Era(MODERN_VERSIONS[-1]), _map(found.get("capabilities")))
+        if (found := await _probe(conversation)) is not None:
+            return found
+    return await greeted(conversation, client)
+
+
+async def greeted(conversation: Conversation, client: ClientFacts) -> Greeting:
+    """Open the conversation by the handshake, unless the server knows only 2026-07-28."""
     try:
         return await shake_hands(conversation, client, HANDSHAKE_VERSIONS[-1])
-    except ServerAnsweredError as error:
-        if error.code != UNSUPPORTED_VERSION:
-            raise
-        found = await conversation.request("server/discover", probe)
+    except ServerAnsweredError:
+        if (found := await _probe(conversation)) is not None:
+            return found
+        raise
+
+
+async def _probe(conversation: Conversation) -> Greeting | None:
+    try:
+        found = await conversation.request("server/discover", {"_meta": conversation.envelope(modern=True)})
+    except ServerAnsweredError:
+        return None
+    versions = found.get("supportedVersions")
+    if isinstance(versions, list) and MODERN_VERSIONS[-1] in versions:
         return Greeting(Era(MODERN_VERSIONS[-1]), _map(found.get("capabilities")))
+    return None
 
 
 async def shake_hands(conversation: Conversation, client: ClientFacts, version: str) -> Greeting:

@@ -185,8 +185,6 @@ class Gateway:
             if not isinstance(state, str) or not isinstance(answers, dict):
                 raise GatewayError(INVALID_PARAMS, "Invalid params: inputResponses is needed with requestState")
             return await self._calls.go_on(client.sender, bound, state, answers)
-        if params.get("inputResponses") is not None:
-            raise GatewayError(INVALID_PARAMS, "Invalid params: nothing was asked that this could answer")
         try:
             route = await self._routes.of(CALLS[method], params, client)
         except UnreadError as error:
@@ -196,6 +194,12 @@ class Gateway:
         wanted = replace(
             route.wanted, method=method, log_level=level, session=session if isinstance(session, str) else None
         )
+        if (unasked := params.get("inputResponses")) is not None:
+            # A server of 2026-07-28 need not keep a state; then the answers are arguments like any other.
+            ask = route.upstream.profile.ask
+            if not isinstance(unasked, dict) or not (ask.elicitation or ask.sampling):
+                raise GatewayError(INVALID_PARAMS, "Invalid params: nothing was asked that this could answer")
+            wanted = replace(wanted, params={**wanted.params, "inputResponses": unasked})
         return await self._carried(client, route.upstream, wanted, bound, channel, _token(meta))
 
     async def _carried(
@@ -291,8 +295,8 @@ def _told(outcome: Outcome, wanted: Wanted, client: Client, handle: str | None) 
     modern = client.era.modern
     if failed(outcome):
         _log.warning("task %s: %s", outcome.task, results.sentence(outcome))
-        refused_name = outcome.reason in (Reason.TOOL_UNKNOWN, Reason.TOOL_NOT_ALLOWED)
-        if wanted.kind is not Kind.TOOL or refused_name:
+        named = outcome.reason in (Reason.TOOL_UNKNOWN, Reason.TOOL_NOT_ALLOWED, Reason.SERVER_ERROR)
+        if wanted.kind is not Kind.TOOL or named:
             raise results.error_of(outcome)
         return results.unsuccessful(outcome, modern=modern)
     said: Said = outcome.value

@@ -23,6 +23,7 @@ from fumehood.reasons import Reason
 
 MAX_MESSAGES = 1000
 MAX_QUESTION_CHARS = 8192
+MAX_NAME_CHARS = 128
 GRACE_S = 1.0
 _NEEDS = {"elicitation/create": "elicitation", "sampling/createMessage": "sampling"}
 
@@ -54,6 +55,7 @@ class ClientRelay:
         self._round_trip = round_trip
         self._on_updated = on_updated
         self._asked = 0
+        self._used: set[str] = set()
         self._messages = 0
 
     @property
@@ -84,12 +86,12 @@ class ClientRelay:
 
     async def ask(self, streams: Parking, questions: Questions) -> dict[str, Any]:
         """The client's answers; the box stands still until they are there. Raises `ExchangeFailed`."""
-        # Our names, never used twice in a call: a client may take one that comes again for one that it has answered.
-        names = {f"q{number}": name for number, name in enumerate(questions, self._asked + 1)}
+        names = {self._name(theirs): theirs for theirs in questions}
         self._asked += len(questions)
         if self._asked > self._ask.most:
             raise ExchangeFailed(Reason.INPUT_REQUIRED, f"it asked more than {self._ask.most} questions")
         put = {ours: self._labelled(questions[theirs]) for ours, theirs in names.items()}
+        self._used |= put.keys()
         if self._round_trip is None and not self._channel.can_ask:
             raise ExchangeFailed(Reason.INPUT_REQUIRED, "the client cannot be asked")
         answers: Mapping[str, Any] | None = None
@@ -109,6 +111,11 @@ class ClientRelay:
             theirs: {key: value for key, value in answers[ours].items() if key != "_meta"}
             for ours, theirs in names.items()
         }
+
+    def _name(self, theirs: str) -> str:
+        """The server's own name for a question, unless it came before in this call: a client may think it has answered it."""
+        fits = len(theirs) <= MAX_NAME_CHARS and theirs.isprintable() and theirs not in self._used
+        return theirs if fits else f"{theirs[:MAX_NAME_CHARS] if theirs.isprintable() else 'question'}-{len(self._used) + 1}"
 
     async def _put(self, questions: Questions) -> Mapping[str, Any]:
         if self._round_trip is not None:

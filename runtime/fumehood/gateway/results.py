@@ -69,6 +69,8 @@ def finished(result: Mapping[str, Any], ours: Mapping[str, Any], *, modern: bool
         made["resultType"] = "complete"
         made["_meta"].setdefault(SERVER_INFO_KEY, SERVER_INFO)
         return made
+    if not made["_meta"]:
+        del made["_meta"]  # an older client's empty result is empty
     made.pop("resultType", None)
     # Before 2026-07-28 this is an object or absent, and a client that checks would lose the whole result.
     if not isinstance(made.get("structuredContent", {}), dict):

@@ -93,7 +93,7 @@ class Upstream:
             converse = partial(catalogue.read, client=facts, profile=profile, probe=probe)
             return await self._run(call, Exchange(self.served.argv, converse))
 
-        return await self._shelf.get(facts.capabilities, reading)
+        return await self._shelf.get(facts.capabilities, modern=client.era.modern, reading=reading)
 
     def call_of(self, client: Client, wanted: Wanted) -> ToolCall:
         """The call that a request becomes."""

@@ -33,6 +33,9 @@ from fumehood.store.database import Connection, Database, opened
 
 # Of one socket at a time: a worker that floods us must not keep the broker's request waiting.
 BATCH = 128
+# How long an event may wait for others. Should this process be killed meanwhile, the timeline of a call lacks its last steps; its
+# record is there, and says that it was never closed.
+LINGER_S = 0.03
 WRITES = frozenset({"open", "event", "close", "close_lost"})
 _log = logging.getLogger("fumehood.ledger")
 
@@ -58,13 +61,21 @@ def serve(socks: Sequence[socket.socket], folder: Path, runtime_id: str) -> None
         for sock in socks:
             sock.setblocking(False)
             selector.register(sock, selectors.EVENT_READ, sock)
+        held: list[Request] = []
+        until = 0.0
         while selector.get_map():
-            requests: list[Request] = []
-            for key, _ in selector.select():
-                if not _receive(key.data, requests):
+            ready = selector.select(max(0.0, until - time.monotonic()) if held else None)
+            if not held:
+                until = time.monotonic() + LINGER_S
+            for key, _ in ready:
+                if not _receive(key.data, held):
                     selector.unregister(key.data)
                     key.data.close()
-            ledger.handle(requests)
+            # Nobody waits for an event, and a transaction costs more than what is in it.
+            if len(held) >= BATCH or time.monotonic() >= until or any(request.verb != "event" for request in held):
+                ledger.handle(held)
+                held = []
+        ledger.handle(held)
 
 
 def _receive(sock: socket.socket, requests: list[Request]) -> bool:

@@ -271,7 +271,6 @@ async def test_an_error_result_is_exempt_from_the_output_schema() -> None:
         ("huge", Reason.RESULT_TOO_LARGE),
         ("no_result", Reason.SERVER_GARBAGE),
         ("mrtr", Reason.INPUT_REQUIRED),
-        ("error", Reason.SERVER_ERROR),
     ],
 )
 async def test_a_server_that_misbehaves_in_mid_call_gives_one_typed_result(tool: str, reason: Reason) -> None:
@@ -283,6 +282,13 @@ async def test_a_server_that_misbehaves_in_mid_call_gives_one_typed_result(tool:
         assert text_of(result).isprintable()
         assert outcome_of(result)["task"] == result["_meta"][protocol.TASK_KEY]
         assert text_of(await client.call("echo", 2, a=1)) == '{"a": 1}'
+
+
+async def test_a_servers_own_error_passes_with_its_code_and_cannot_drive_a_terminal() -> None:
+    async with connect() as client:
+        message = await client.request(1, "tools/call", name="error", arguments={})
+        assert message["error"] == {"code": -32042, "message": "no \\u001b[31mway"}
+        assert client.spine.outcomes[-1][1].reason is Reason.SERVER_ERROR
 
 
 async def test_a_server_that_hangs_is_killed_by_its_wall_clock_limit() -> None:

@@ -107,7 +107,6 @@ async def test_a_handle_is_good_once_for_its_sender_and_its_request_alone() -> N
             (mine, {**WHO, **given, "requestState": "x" * 43}),
             (mine, {**WHO, "requestState": first["requestState"], "inputResponses": {}}),
             (mine, {**WHO, "requestState": 7, "inputResponses": {}}),
-            (mine, {**WHO, "inputResponses": {}}),
         ):
             with pytest.raises(GatewayError) as caught:
                 await open_.ask("tools/call", asking, **changed)
@@ -116,6 +115,17 @@ async def test_a_handle_is_good_once_for_its_sender_and_its_request_alone() -> N
         with pytest.raises(GatewayError):
             await open_.ask("tools/call", mine, **WHO, **given)
         assert len(open_.spine.pids) == 2, "no replay started anything"
+
+
+async def test_answers_that_nobody_asked_for_go_only_to_a_server_that_may_ask() -> None:
+    given = {**WHO, "inputResponses": {"name": ANSWER}}
+    async with opened("modern", ask=ASK) as open_:
+        with pytest.raises(GatewayError, match="another process"):
+            await open_.ask("tools/call", client(**FORM), **given)
+    async with opened("modern") as open_:
+        with pytest.raises(GatewayError, match="nothing was asked"):
+            await open_.ask("tools/call", client(**FORM), **given)
+        assert open_.spine.pids == []
 
 
 async def test_a_box_nobody_comes_back_for_is_killed_at_its_deadline() -> None:

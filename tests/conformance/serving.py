@@ -1,0 +1,172 @@
+"""The servers under test, each on an address: directly, and behind `fumehood gateway --http`.
+
+`ours` is `tests/peers/everything`, `npm` is the reference server-everything, an image's own program behind the gateway. Behind
+the gateway a server's files are its workspace, mounted read-only. The gateway has a state folder of its own (`lab`), so these calls
+are not among the operator's, and a token that is made for the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from forwarder import forwarding
+
+from lab import FUMEHOOD, close_lab, open_lab
+
+HERE = Path(__file__).resolve().parent
+EVERYTHING = HERE.parent / "peers" / "everything"
+_LISTENING = re.compile(r"listening on (http://\S+)")
+_STARTS_S = 30.0
+
+
+class NotServedError(Exception):
+    """A server could not be started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server: its profile, the folder that is its workspace, and its command in a box and on the host."""
+
+    name: str
+    profile: str
+    workspace: Path | None
+    in_box: tuple[str, ...]
+    eras: tuple[str, ...]
+    # Scenarios that it passes for the wrong reason.
+    vacuous: frozenset[str] = frozenset()
+
+    def on_host(self, port: int, peers: Path) -> tuple[list[str], dict[str, str]]:
+        """Its command and environment when it serves HTTP itself."""
+        if self.workspace is not None:
+            return [sys.executable, str(self.workspace / "server.py"), "--http", str(port)], {}
+        program = peers / "node_modules" / "@modelcontextprotocol" / "server-everything" / "dist" / "index.js"
+        return [str(peers / "bin" / "node"), str(program), "streamableHttp"], {"PORT": str(port)}
+
+
+OURS = Server("ours", "image: mcp-reference\nfilesystem: {workspace: ro}\n", EVERYTHING, ("python3", "/workspace/server.py"),
+              ("2026-07-28", "2025-11-25"))  # fmt: skip
+# It has neither tool, and says so in a result with a text and `isError`, which is all that these two look for.
+NPM = Server("npm", "image: mcp-reference\n", None, ("mcp-server-everything",), ("2025-11-25",),
+             frozenset({"tools-call-simple-text", "tools-call-error"}))  # fmt: skip
+# The suite calls everything that a server has. A session keeps its box, because the suite counts on what a server remembers.
+_ALLOWED = """\
+tools: {allow: "*"}
+resources: {allow: "*"}
+prompts: {allow: "*"}
+completion: true
+ask: {elicitation: true, sampling: true}
+limits: {memory: 512MiB, wall: 60s}
+"""
+
+
+@contextmanager
+def directly(server: Server, peers: Path) -> Iterator[str]:
+    """The server itself, on a loopback port."""
+    port = _free_port()
+    argv, environment = server.on_host(port, peers)
+    with _started(argv, environment) as process:
+        _wait_for(port, process)
+        yield f"http://127.0.0.1:{port}/mcp"
+
+
+@contextmanager
+def through_gateway(server: Server, engine: str | None, extra: Sequence[str] = (), profile: str = "") -> Iterator[str]:
+    """The server behind a gateway, whose token every request gets on its way. `profile` is added to the server's."""
+    lab = open_lab("cf")
+    try:
+        (lab.folder / "profile.yaml").write_text(server.profile + _ALLOWED + profile)
+        token, port = secrets.token_urlsafe(48), _free_port()
+        (lab.folder / "tokens").touch(mode=0o600)
+        (lab.folder / "tokens").write_text(f"suite:{hashlib.sha256(token.encode()).hexdigest()}\n")
+        # Copied without what Python compiled beside it, which would be another thing to read.
+        files = lab.folder / "workspaces" / "server"
+        if server.workspace is not None:
+            shutil.copytree(server.workspace, files, ignore=shutil.ignore_patterns("__pycache__"))
+        argv = [
+            str(FUMEHOOD), "gateway", "--profile", str(lab.folder / "profile.yaml"),
+            *(["--engine", engine] if engine else []), *(["--workspace", str(files)] if server.workspace else []),
+            "--http", f"127.0.0.1:{port}", "--token-file", str(lab.folder / "tokens"),
+            # The suite comes as a browser would, with an Origin, which nobody may until the operator says so.
+            "--allow-origin", f"http://127.0.0.1:{port}", *extra, "--", *server.in_box,
+        ]  # fmt: skip
+        with _started(argv, lab.env) as process:
+            url = _told(process)
+            with forwarding(url, f"Authorization: Bearer {token}") as address:
+                yield address
+    finally:
+        close_lab(lab)
+
+
+@contextmanager
+def _started(argv: Sequence[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def _told(process: subprocess.Popen[str]) -> str:
+    """The address that the gateway says it listens on. Its stderr is read to its end, and passed on."""
+    assert process.stderr is not None
+    told: list[str] = []
+    for line in process.stderr:
+        if match := _LISTENING.search(line):
+            threading.Thread(target=_drain, args=(process.stderr,), daemon=True).start()
+            return match[1]
+        told.append(line)
+    raise NotServedError(f"the gateway ended with status {process.wait()}: {''.join(told)[-800:].strip()}")
+
+
+def _drain(stderr: object) -> None:
+    try:
+        for line in stderr:  # type: ignore[attr-defined] # a text stream
+            if os.environ.get("FUMEHOOD_CONFORMANCE_LOG"):
+                sys.stderr.write(line)
+    except ValueError:
+        pass  # closed when the gateway has ended
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _wait_for(port: int, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + _STARTS_S
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            assert process.stderr is not None
+            raise NotServedError(f"it ended with status {process.returncode}: {process.stderr.read()[-500:]}")
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise NotServedError(f"nothing listens on {port} after {_STARTS_S:.0f} s")
