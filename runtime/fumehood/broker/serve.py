@@ -153,8 +153,13 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, oper
     """Run until the worker is gone. Never returns an error: what cannot be set up is told to every request."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the worker decides; its end is ours
+    opened, closed = open_host, close_host
+    if settings.rootless:
+        from fumehood.broker import rootless  # root's broker never holds it
+
+        opened, closed = rootless.open_host, rootless.close_host
     try:
-        host = open_host(settings)
+        host = opened(settings)
     except (FumehoodError, OSError) as error:
         _refuse_all(worker, error)
         return
@@ -173,7 +178,7 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, oper
             door.close()
             broker.remove_all()
     finally:
-        close_host(host)
+        closed(host)
 
 
 def _answer(
