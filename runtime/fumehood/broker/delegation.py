@@ -1,8 +1,8 @@
 """The part of each cgroup tree that this process's user may use: the cgroup it was started in, where it is the user's.
 
 Without root nobody can make a limit out of nothing: an administrator must have handed a subtree over. On v2 a service
-manager does that (`Delegate=yes`), on v1 an administrator with chown. We take the cgroup that we are in: in it we may make groups, move
-our own processes, and set limits below the ones that already hold. What was not handed over is missing, and
+manager does that (`Delegate=yes`), on v1 an administrator with chown. We take the cgroup that we are in: in it we may make
+groups, move our own processes, and set limits below the ones that already hold. What was not handed over is missing, and
 a box that needs it is refused by name (`explain`).
 
 On v2 a group that passes controllers on holds no process itself, so our own processes move into a leaf beside the boxes'
@@ -85,5 +85,8 @@ def explain(trees: Trees) -> tuple[str, str]:
     """What is missing for limits, and what an administrator can do about it."""
     return (
         f"no cgroup of {', '.join(trees.missing())} was handed over to this user, so limits would not hold",
-        f"With systemd on cgroup v2: `{SCOPE}`; on v1: start it in a cgroup of each controller whose directory and `cgroup.procs` are yours.",
+        (
+            f"With systemd on cgroup v2: `{SCOPE}`; on v1: start it in a cgroup of each controller whose directory"
+            " and `cgroup.procs` are yours."
+        ),
     )

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fumehood.broker import cgroups, mounting, processes, risks
 from fumehood.broker.devices import clone_devices, make_devices
@@ -142,10 +142,7 @@ class Host:
 
     def _make_oci(self, runtime: str | None) -> Engine:
         if runtime == "runsc":
-            raise BoxFailed(
-                Reason.UNENFORCEABLE, "gVisor keeps a box's processes and mounts to itself, so nothing could be read back",
-                remedy="Use crun or runc.",
-            )  # fmt: skip
+            refuse_gvisor()
         program = find_runtime(runtime, dict(self.settings.runtimes))
         roots = RootStore(self.settings.images, self.ids.image_base, self.idmaps)
         return OciEngine(
@@ -166,6 +163,14 @@ class Host:
         return engine.DockerEngine(
             url=self.settings.docker_host, trees=self.trees, init=self.init, folder=folder, risks=known
         )
+
+
+def refuse_gvisor() -> NoReturn:
+    """Raise BoxFailed: of its boxes nothing can be read back."""
+    raise BoxFailed(
+        Reason.UNENFORCEABLE, "gVisor keeps a box's processes and mounts to itself, so nothing could be read back",
+        remedy="Use crun or runc.",
+    )  # fmt: skip
 
 
 def find_runtime(name: str | None, configured: Mapping[str, str]) -> Path:

@@ -1,9 +1,10 @@
 """Makes the broker of an ordinary user root of namespaces of its own.
 
 In the user namespace 0 is the user and 1 and on are the user's subordinate ids, so the broker can mount, map and enter
-boxes, whose own namespaces nest in this one, and has no more rights on the host than the user. newuidmap(1) and newgidmap(1) are setuid
-programs that look up subuid(5); they must run outside, so a shell that waits for us is started first. The mount namespace is
-private, and the cgroup namespace makes the cgroup we were started in look like the root of each tree.
+boxes, whose own namespaces nest in this one, and has no more rights on the host than the user. newuidmap(1) and
+newgidmap(1) are setuid programs that look up subuid(5); they must run outside, so a shell that waits for us is started
+first. The mount namespace is private, and the cgroup namespace makes the cgroup we were started in look like the root of
+each tree.
 
 Must be called while the process has one thread. Sources: user_namespaces(7), newuidmap(1), cgroup_namespaces(7).
 """

@@ -12,10 +12,11 @@ without a filter each of these calls does nothing and says something else.
 from __future__ import annotations
 
 import errno
+import operator
 import platform
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fumehood.broker import control, processes
@@ -51,34 +52,30 @@ def answer_of(program: bytes, number: int, arguments: Sequence[int]) -> int:
     code = list(struct.iter_unpack("=HBBI", program))
     accumulator = at = 0
     while at < len(code):
-        operation, if_true, if_false, value = code[at]
+        step, if_true, if_false, value = code[at]
         at += 1
-        if operation == 0x20:  # BPF_LD | BPF_W | BPF_ABS
+        if step == 0x20:  # BPF_LD | BPF_W | BPF_ABS
             (accumulator,) = struct.unpack_from("=I", data, value)
-        elif operation == 0x54:  # BPF_ALU | BPF_AND | BPF_K
+        elif step == 0x54:  # BPF_ALU | BPF_AND | BPF_K
             accumulator &= value
-        elif operation == 0x05:  # BPF_JMP | BPF_JA
+        elif step == 0x05:  # BPF_JMP | BPF_JA
             at += value
-        elif operation == 0x06:  # BPF_RET | BPF_K
+        elif step == 0x06:  # BPF_RET | BPF_K
             if value & 0xFFFF0000 == _ERRNO:
                 return int(value & 0xFFFF)
             if value == _ALLOW:
                 return 0
             break
         else:
-            taken = _COMPARED.get(operation)
-            if taken is None:
+            compare = _COMPARED.get(step)
+            if compare is None:
                 break
-            at += if_true if taken(accumulator, value) else if_false
+            at += if_true if compare(accumulator, value) else if_false
     raise BoxFailed(Reason.UNENFORCEABLE, "the filter cannot be tried out: it would kill the one who tries")
 
 
-_COMPARED = {
-    0x15: lambda a, k: a == k,  # BPF_JEQ
-    0x25: lambda a, k: a > k,  # BPF_JGT
-    0x35: lambda a, k: a >= k,  # BPF_JGE
-    0x45: lambda a, k: bool(a & k),  # BPF_JSET
-}
+# BPF_JEQ, BPF_JGT, BPF_JGE, BPF_JSET
+_COMPARED: Mapping[int, Callable[[int, int], object]] = {0x15: operator.eq, 0x25: operator.gt, 0x35: operator.ge, 0x45: operator.and_}
 
 
 def planned_answers(program: bytes) -> dict[str, int]:

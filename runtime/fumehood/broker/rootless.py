@@ -29,7 +29,7 @@ from fumehood.broker import cgroups, delegation, mounting, proving, risks
 from fumehood.broker.devices import DEVICES, bind_devices, clone_bound_devices
 from fumehood.broker.engines import Engine
 from fumehood.broker.engines.oci_rootless import BoundRoots, RootlessOciEngine
-from fumehood.broker.host import Host, find_runtime, inotify_share, install_program
+from fumehood.broker.host import Host, find_runtime, inotify_share, install_program, refuse_gvisor
 from fumehood.broker.idmaps import IdMaps
 from fumehood.broker.ids import IdPool
 from fumehood.broker.own_namespace import enter_own_namespaces
@@ -83,7 +83,7 @@ class RootlessHost(Host):
         return [
             {"what": "processes", "ok": True, "found": f"without root: broker, worker and ledger all run as uid {uid}, so a worker"
              " that is taken over has the user's own rights"},
-            {"what": "refused without root", "ok": True, "found": "workspace: rw, ro, direct; mounts; engine: docker; runtime: runc;"
+            {"what": "refused without root", "ok": True, "found": "workspace: rw, ro, direct; mounts; engine: docker;"
              " image build, lock, import, rm"},
         ]  # fmt: skip
 
@@ -95,11 +95,9 @@ class RootlessHost(Host):
         _refuse_docker()
 
     def _make_oci(self, runtime: str | None) -> Engine:
-        if runtime not in {None, "crun"}:
-            raise BoxFailed(
-                Reason.UNENFORCEABLE, f"{runtime} makes cgroups that were not handed over to this user", remedy="Use crun, or run as root."
-            )
-        program = find_runtime("crun", dict(self.settings.runtimes))
+        if runtime == "runsc":
+            refuse_gvisor()
+        program = find_runtime(runtime, dict(self.settings.runtimes))
         return RootlessOciEngine(
             program=program, risks=risks.of_runtime(program), trees=self.trees,
             roots=BoundRoots(self.settings.images, 0, self.idmaps),
@@ -198,7 +196,7 @@ def _hide_unified(trees: cgroups.Trees, folder: Path) -> cgroups.Trees:
 def _claims(settings: Settings) -> Path:
     """Where this user's runtimes claim id ranges, the same for all of them whatever their environment says (rule 14)."""
     home = Path(pwd.getpwuid(settings.caller_uid).pw_dir)
-    folder = home / ".local/state" / PREFIX / "claims" / settings.boot_id
+    folder = home / ".local/state" / f"{PREFIX}-ids" / settings.boot_id
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -32,7 +32,7 @@ _CAPABILITY_SETS = ("bounding", "effective", "inheritable", "permitted", "ambien
 _REMOVE_DEADLINE_S = 5.0
 
 
-def runtime_spec(spec: Spec, root: Path, init_folder: Path, cgroup: str) -> dict[str, Any]:
+def runtime_spec(spec: Spec, root: Path, init_folder: Path, cgroup: str | None) -> dict[str, Any]:
     """The OCI runtime specification of a box: pure, compared whole in tests. Source: OCI runtime-spec 1.0.2."""
     ids = [{"containerID": 0, "hostID": spec.id_base, "size": spec.id_count}]
     return {
@@ -60,7 +60,7 @@ def runtime_spec(spec: Spec, root: Path, init_folder: Path, cgroup: str) -> dict
             "gidMappings": ids,
             "maskedPaths": list(MASKED),
             "readonlyPaths": list(READ_ONLY),
-            "cgroupsPath": cgroup,
+            **({} if cgroup is None else {"cgroupsPath": cgroup}),
         },
     }
 
@@ -104,7 +104,7 @@ class OciEngine:
         cgroup = f"{PREFIX}/{spec.runtime_id}/{spec.task}"
         self._roots.attach(spec.frame.image, spec.id_base, live.root)
         live.group = self._make_group(spec, cgroup)
-        document = runtime_spec(spec, live.root, self._init_folder, f"/{cgroup}{RUNTIMES_OWN}")
+        document = runtime_spec(spec, live.root, self._init_folder, self._runtimes_group(cgroup))
         (spec.folder / "config.json").write_text(json.dumps(document))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -115,7 +115,7 @@ class OciEngine:
             pid = self._await_up(spec, ours)
             runtime_pid = live.runtime_pid
             live.pidfd = processes.verified_pidfd(pid, lambda pid: _is_init_of(pid, runtime_pid), "the box's init")
-            self._hold(live.group, pid, runtime_pid)
+            self._hold(spec, live.group, pid, runtime_pid)
         except BaseException:
             ours.close()
             theirs.close()
@@ -147,7 +147,11 @@ class OciEngine:
         frame = spec.frame
         return Group.make(self._trees, cgroup, cpu=frame.cpu, memory_bytes=frame.memory_bytes, pids=frame.pids)
 
-    def _hold(self, group: Group, init: int, _runtime: int) -> None:
+    def _runtimes_group(self, cgroup: str) -> str | None:
+        """The group that the runtime may make for itself."""
+        return f"/{cgroup}{RUNTIMES_OWN}"
+
+    def _hold(self, _spec: Spec, group: Group, init: int, _runtime: int) -> None:
         """Put init under the limits, from outside."""
         group.add(init)
 
@@ -159,7 +163,7 @@ class OciEngine:
         ]  # fmt: skip
         return self._execute(spec, self._program, argv, [control])
 
-    def _execute(self, spec: Spec, program: Path, argv: Sequence[str], passed: Sequence[int]) -> int:
+    def _execute(self, spec: Spec, program: Path, argv: list[str], passed: Sequence[int]) -> int:
         """Start a program whose words go to the runtime's log, with `passed` as its descriptors from 3 on."""
         log = os.open(spec.folder / "runtime.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         # Never the host's /dev/null: crun gives its standard streams to the box's user, and the owner may chmod the node.

@@ -1,29 +1,46 @@
 """The daemonless engine for a broker that is root in its own user namespace only.
 
 It differs where root was needed. The image is bound as it lies, its files being nobody's in the box. And on cgroup v1 only
-a process's own uid may move it, so crun starts inside the box's group (`init/join.c`), the box is born in it, and crun, whose uid is
-ours, is taken out before the limits are set. Until then the group has room for crun as well.
+a process's own uid may move it, so the runtime starts inside the box's group (`init/join.c`), the box is born in it, and the runtime,
+whose uid is ours, is taken out before the limits are set. Until then the group has room for the runtime as well.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fumehood.broker import delegation, mounting
 from fumehood.broker.cgroups import Group, Trees
 from fumehood.broker.engines import Launched, Spec
 from fumehood.broker.engines.oci import OciEngine
 from fumehood.broker.rootfs import RootStore
-from fumehood.faults import BoxFailed
+from fumehood.faults import BoxFailed, Refused
+from fumehood.model import Deny, Usage
 from fumehood.reasons import Reason
 
-# What crun may use beside the box while it starts.
-_ROOM = {"cpu": 1.0, "memory_bytes": 64 * 2**20, "pids": 16}
+# What the runtime may use beside the box while it starts.
+_ROOM_CPU, _ROOM_BYTES, _ROOM_PIDS = 1.0, 64 * 2**20, 128
+
+
+class RoomyGroup(Group):
+    """A box's group in which its runtime has been: what the runtime cost is not told as the box's."""
+
+    _peak_before: int | None = None
+
+    def baseline(self) -> None:
+        """Forget what making the box cost. The kernel does not forget how many processes there were at once."""
+        super().baseline()
+        self._peak_before = super().usage().pids_peak
+
+    def usage(self) -> Usage:
+        """The box's counters; the most processes at once only when they were more than the runtime's."""
+        counted = super().usage()
+        known = counted.pids_peak is not None and self._peak_before is not None and counted.pids_peak > self._peak_before
+        return counted if known else replace(counted, pids_peak=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +64,7 @@ class BoundRoots(RootStore):
 
 
 class RootlessOciEngine(OciEngine):
-    """Boxes by crun. `join` is the static program of that name."""
+    """Boxes by crun or runc. `join` is the static program of that name."""
 
     def __init__(
         self, *, program: Path, risks: Mapping[str, str], trees: Trees, roots: RootStore, init_folder: Path, folder: Path, join: Path
@@ -59,34 +76,36 @@ class RootlessOciEngine(OciEngine):
         """Make the box. Refuses by name where its limits would not hold."""
         if self._trees.missing():
             detail, remedy = delegation.explain(self._trees)
-            raise BoxFailed(Reason.UNENFORCEABLE, detail, remedy=remedy)
-        launched = super().launch(spec)
-        frame = spec.frame
-        launched.group.limit(cpu=frame.cpu, memory_bytes=frame.memory_bytes, pids=frame.pids)
-        return launched
+            raise Refused(Deny(reason=Reason.UNENFORCEABLE, rule="rootless.limits", detail=detail, remedy=remedy))
+        return super().launch(spec)
 
     def _make_group(self, spec: Spec, cgroup: str) -> Group:
         frame = spec.frame
-        return Group.make(
-            self._trees, cgroup, cpu=max(frame.cpu, _ROOM["cpu"]),
-            memory_bytes=int(frame.memory_bytes + _ROOM["memory_bytes"]), pids=int(frame.pids + _ROOM["pids"]),
-        )  # fmt: skip
+        return RoomyGroup.make(
+            self._trees, cgroup, cpu=frame.cpu + _ROOM_CPU, memory_bytes=frame.memory_bytes + _ROOM_BYTES, pids=frame.pids + _ROOM_PIDS
+        )
 
-    def _hold(self, group: Group, init: int, runtime: int) -> None:
+    def _runtimes_group(self, _cgroup: str) -> None:
+        """None: runc then leaves a box where it was born, since nothing lets it make a group of its own."""
+
+    def _hold(self, spec: Spec, group: Group, init: int, runtime: int) -> None:
         """Check that init was born under the limits, and take the runtime out, which is ours and no part of the box."""
         if not group.holds(init):
             raise BoxFailed(Reason.UNENFORCEABLE, "the box was not born in its cgroup")
         Group.of_process(self._trees, os.getpid()).add(runtime)
+        try:
+            group.limit(cpu=spec.frame.cpu, memory_bytes=spec.frame.memory_bytes, pids=spec.frame.pids)
+        except OSError as error:  # EBUSY: what the runtime left charged is more than the box may have
+            raise BoxFailed(Reason.UNENFORCEABLE, f"cgroup limits: {error.strerror} ({error.filename})") from error
 
-    def _execute(self, spec: Spec, program: Path, argv: Any, passed: Any) -> int:
+    def _execute(self, spec: Spec, program: Path, argv: list[str], passed: Sequence[int]) -> int:
+        """Start the program through `join`, which takes the group's files after what is passed."""
         group = self._live[spec.task].group
         if group is None:
             raise BoxFailed(Reason.INTERNAL, "the box has no cgroup")
         files: list[int] = []
         try:
-            for folder in group.folders.values():
-                file = os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-                files.append(file)
+            files += [os.open(folder / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) for folder in group.folders.values()]
             # Above every number they are duplicated to, so that none overwrites another.
             lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (*passed, *files)]
             files += lifted

@@ -152,8 +152,8 @@ static void start(size_t length, const int *fds, int count) {
   for (int i = 0; i < 3; i++) close(fds[i]);
 }
 
-static void tell_tool(const struct try *record, int32_t step) {
-  if (go_pipe < 0 || write(go_pipe, record, sizeof *record) != sizeof *record) die(step);
+static int tell_tool(const struct try *record) {
+  return go_pipe >= 0 && write(go_pipe, record, sizeof *record) == sizeof *record;
 }
 
 /* PROVE: u32 count, then that many calls for the held tool to try, before it shows the filter. */
@@ -163,11 +163,10 @@ static void prove(size_t length) {
   if (count > TRIES_MAX || length != 5 + count * sizeof record) die(35);
   for (uint32_t i = 0; i < count; i++) {
     memcpy(&record, message + 5 + i * sizeof record, sizeof record);
-    if (record.number < 0) die(35);
-    tell_tool(&record, 35);
+    if (record.number < 0 || !tell_tool(&record)) die(35);
   }
   record.number = SHOW;
-  tell_tool(&record, 35);
+  if (!tell_tool(&record)) die(35);
 }
 
 /* One datagram from the broker. */
@@ -191,7 +190,7 @@ static void take_message(void) {
     case 'S': start((size_t)length, fds, count); break;
     case 'P': prove((size_t)length); break;
     case 'G':
-      tell_tool(&(struct try){.number = GO}, 33);
+      if (!tell_tool(&(struct try){.number = GO})) die(33);
       close(go_pipe);
       go_pipe = -1;
       break;
