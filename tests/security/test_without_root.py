@@ -312,13 +312,12 @@ def test_all_three_killed_at_once_leave_nothing_after_the_next_start(user_lab: U
 # ---- what needs root -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["rw", "ro", "direct"])
+@pytest.mark.parametrize("mode", ["rw", "ro"])
 def test_a_host_directory_in_a_box_is_refused_by_name(user_lab: UserLab, mode: str) -> None:
     directory = user_lab.home / "work"
     directory.mkdir(exist_ok=True)
     os.chown(directory, user_lab.uid, user_lab.gid)
-    limits = "limits: {disk: unlimited}\n" if mode == "direct" else ""
-    profile = user_lab.profile(mode, f"filesystem: {{workspace: {mode}}}\n{limits}")
+    profile = user_lab.profile(mode, f"filesystem: {{workspace: {mode}}}\n")
     done = user_lab.fumehood("run", "--profile", profile, "--workspace", str(directory), "--", "true")
     refused(done, f"workspace: {mode}", "scratch")
 
