@@ -24,8 +24,22 @@ from lab import FUMEHOOD, PARENT, RISKS, Done, Lab, Live, pids, status
 SUBIDS = 65_536
 FIRST = 2**28  # far from what useradd hands out, and below the range of root's boxes
 NEEDED = ("cpu", "cpuacct", "memory", "pids")
-# Joins the groups whose `cgroup.procs` come before `--`, as a service manager would, then becomes the command.
-JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 99; shift; done; shift; exec "$@"'
+# Joins the groups that come before `--`, then becomes the command. In a v2 tree each command gets a scope of its own, as a service
+# manager gives it one: a group that passes controllers on holds no processes.
+JOIN = """
+owner=$1; shift
+while [ "$1" != -- ]; do
+    group=${1#scope:}
+    if [ "$group" != "$1" ]; then
+        group=$group/scope-$$
+        mkdir "$group" && chown "$owner" "$group" "$group/cgroup.procs" "$group/cgroup.subtree_control" || exit 99
+    fi
+    echo 0 > "$group/cgroup.procs" || exit 99
+    shift
+done
+shift
+exec "$@"
+"""
 
 
 @dataclass
@@ -56,9 +70,10 @@ class UserLab(Lab):
 
     def as_user(self, *argv: str, without: Sequence[str] = ()) -> list[str]:
         """The command line that runs `argv` as the user, in the groups of all trees but `without`."""
-        joined = [str(folder / "cgroup.procs") for tree, folder in (self.groups or {}).items() if tree not in without]
+        groups = {tree: folder for tree, folder in (self.groups or {}).items() if tree not in without}
+        joined = [f"scope:{folder}" if tree == "v2" else str(folder) for tree, folder in groups.items()]
         drop = ["setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
-        return ["/bin/sh", "-c", JOIN, "join", *joined, "--", *drop, *argv]
+        return ["/bin/sh", "-c", JOIN, "join", f"{self.uid}:{self.gid}", *joined, "--", *drop, *argv]
 
     def fumehood(
         self, *args: str, program: Sequence[str] = (), without: Sequence[str] = (), cwd: Path | None = None, **options: Any
@@ -121,8 +136,11 @@ class UserLab(Lab):
         found += [str(path) for name in ("run", "ids") for path in (self.state / name).iterdir()]
         found += [str(path) for path in (self.home / ".local/state/fumehood-ids").glob("*/*")]
         found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.folder) in line]
-        for folder in (self.groups or {}).values():
-            found += [str(path) for path in folder.iterdir() if path.is_dir()]
+        for tree, folder in (self.groups or {}).items():
+            groups = [path for path in folder.iterdir() if path.is_dir()]
+            if tree == "v2":  # a scope ends with its last process, whatever groups are left in it
+                groups = [path for path in groups if "populated 1" in (path / "cgroup.events").read_text()]
+            found += map(str, groups)
         return found
 
 
@@ -169,8 +187,11 @@ def handed_over(name: str, user: pwd.struct_passwd) -> Iterator[tuple[str, Path]
     for tree, place in places.items():
         folder = place / name
         folder.mkdir()
-        for path in (folder, folder / "cgroup.procs", folder / "cgroup.subtree_control", folder / "cgroup.threads"):
-            if path.exists():
+        if tree == "v2":
+            held = {*NEEDED} & {*(folder / "cgroup.controllers").read_text().split()}
+            (folder / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in held))
+        else:
+            for path in (folder, folder / "cgroup.procs"):
                 os.chown(path, user.pw_uid, user.pw_gid)
         yield tree, folder
 

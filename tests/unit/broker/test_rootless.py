@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_sixty_three_boxes_share_a_users_range_and_none_overlaps(tmp_path: Path)
     for folder in (pool.folder, pool.claims):
         folder.mkdir()
     spans = sorted(pool.base(pool.take("r")) for _ in range(63))
-    assert all(later - earlier == IDS for earlier, later in zip(spans, spans[1:], strict=False))
+    assert all(later - earlier == IDS for earlier, later in itertools.pairwise(spans))
     assert spans[0] > 0, "0 is the user"
     assert spans[-1] + IDS - 1 <= 65_536
     assert BOX_UID < IDS

@@ -29,18 +29,23 @@ _ROOM_CPU, _ROOM_BYTES, _ROOM_PIDS = 1.0, 64 * 2**20, 128
 class RoomyGroup(Group):
     """A box's group in which its runtime has been: what the runtime cost is not told as the box's."""
 
-    _peak_before: int | None = None
+    _before = Usage()
 
     def baseline(self) -> None:
-        """Forget what making the box cost. The kernel does not forget how many processes there were at once."""
+        """Forget what making the box cost. The kernel forgets no peak of processes, and on v2 none of memory."""
         super().baseline()
-        self._peak_before = super().usage().pids_peak
+        self._before = super().usage()
 
     def usage(self) -> Usage:
-        """The box's counters; the most processes at once only when they were more than the runtime's."""
+        """The box's counters; a peak that the kernel did not forget only when it is higher than the runtime's."""
         counted = super().usage()
-        known = counted.pids_peak is not None and self._peak_before is not None and counted.pids_peak > self._peak_before
-        return counted if known else replace(counted, pids_peak=None)
+        processes, memory = counted.pids_peak, counted.memory_peak_bytes
+        forgotten = "memory" in self.folders
+        return replace(
+            counted,
+            pids_peak=processes if (processes or 0) > (self._before.pids_peak or 0) else None,
+            memory_peak_bytes=memory if forgotten or (memory or 0) > (self._before.memory_peak_bytes or 0) else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +86,15 @@ class RootlessOciEngine(OciEngine):
 
     def _make_group(self, spec: Spec, cgroup: str) -> Group:
         frame = spec.frame
-        return RoomyGroup.make(
-            self._trees, cgroup, cpu=frame.cpu + _ROOM_CPU, memory_bytes=frame.memory_bytes + _ROOM_BYTES, pids=frame.pids + _ROOM_PIDS
-        )
+        try:
+            return RoomyGroup.make(
+                self._trees, cgroup, cpu=frame.cpu + _ROOM_CPU, memory_bytes=frame.memory_bytes + _ROOM_BYTES,
+                pids=frame.pids + _ROOM_PIDS,
+            )  # fmt: skip
+        except OSError as error:  # EBUSY: on v2 a group with processes of others in it passes no controller on
+            detail = f"the cgroup that we are in passes no limits on: {error.strerror}"
+            remedy = f"Start it in a scope of its own: `{delegation.SCOPE}`."
+            raise Refused(Deny(reason=Reason.UNENFORCEABLE, rule="rootless.limits", detail=detail, remedy=remedy)) from error
 
     def _runtimes_group(self, _cgroup: str) -> None:
         """None: runc then leaves a box where it was born, since nothing lets it make a group of its own."""
