@@ -134,6 +134,8 @@ def started(
         operator = crew.keep_operator(chosen, reread)
         program = confine.worker_filter(chosen.state.seccomp)
         confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
+        if chosen.rootless:
+            confine.give_up_files(chosen.images)
         confine.install_filter(program)
         yield Processes(chosen, crew.ledger, crew.broker, loaded, operator)
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 
+import fumehood
+from fumehood import landlock
 from lab import FUMEHOOD, Done, Lab, Live, children, gone, status
 from security.test_processes import LIES
 from userlab import UserLab
@@ -261,6 +264,63 @@ def test_the_three_processes_share_a_uid_and_none_has_a_right_on_the_host(user_l
         assert spans == [[0, user_lab.uid, 1], [1, user_lab.first_id, 65_536]]
         live.say("")
         assert live.end().status == 0
+
+
+def test_a_taken_over_worker_gets_none_of_the_users_files_sockets_and_processes(user_lab: UserLab) -> None:
+    """Its uid is the user's, so only what it gave up keeps it from them."""
+    assert landlock.version() > 0, "this kernel has no Landlock: `doctor` says that the promise does not hold"
+    secret, listening = user_lab.home / "secret", user_lab.home / "bus"
+    secret.write_text("the user's")
+    with socket.socket(socket.AF_UNIX) as bus:
+        bus.bind(str(listening))
+        bus.listen(1)
+        for path in (secret, listening):
+            os.chown(path, user_lab.uid, user_lab.gid)
+        victim = subprocess.Popen(user_lab.as_user("sleep", "600"))
+        patch = f"""
+import json, os, signal, socket, sys
+from fumehood.brokering import BrokerClient
+start = BrokerClient.start
+def connect():
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect({str(listening)!r})
+WAYS = {{
+    "read": lambda: open({str(secret)!r}).read(),
+    "read through proc": lambda: open(f"/proc/{victim.pid}/root" + {str(secret)!r}).read(),
+    "environment": lambda: open("/proc/{victim.pid}/environ").read(),
+    "list": lambda: os.listdir({str(user_lab.home)!r}),
+    "write": lambda: open({str(secret)!r}, "w"),
+    "create": lambda: open({str(user_lab.home / ".profile")!r}, "w"),
+    "create in the code": lambda: open({str(Path(fumehood.__file__).with_name("new.py"))!r}, "w"),
+    "records": lambda: open({str(user_lab.state / "ledger" / "ledger.db")!r}, "rb").read(),
+    "remove": lambda: os.unlink({str(secret)!r}),
+    "connect": connect,
+    "signal": lambda: os.kill({victim.pid}, 0),
+    "execute": lambda: os.execv("/bin/true", ["true"]),
+}}
+async def prying(self, *args):
+    told = {{}}
+    for name, way in WAYS.items():
+        try:
+            told[name] = way() is None or "done"
+        except OSError as error:
+            told[name] = error.strerror
+    sys.stderr.write(json.dumps(told) + chr(10))
+    return await start(self, *args)
+BrokerClient.start = prying
+"""
+        try:
+            done = user_lab.attacked(patch, "oci", "python3", "-c", "print('ran')")
+            assert done.told == "ran\n", done
+            told = json.loads(done.stderr)
+            if landlock.version() < 6:  # before Linux 6.12 signals are not held back
+                told.pop("signal")
+            assert set(told.values()) <= {"Permission denied", "Operation not permitted"}, told
+            assert secret.read_text() == "the user's"
+        finally:
+            victim.kill()
+            victim.wait()
+            listening.unlink()
 
 
 def test_the_state_folder_is_the_users_alone(user_lab: UserLab) -> None:

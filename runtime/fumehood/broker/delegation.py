@@ -19,7 +19,6 @@ from pathlib import Path
 from fumehood.broker.cgroups import NEEDED, Trees
 from fumehood.state import PREFIX
 
-_V1 = (*NEEDED, "cpuacct")
 _LEAF = f"{PREFIX}.own"
 SCOPE = "systemd-run --user --scope -p Delegate=yes -- fumehood ..."
 
@@ -44,7 +43,7 @@ def parse(mountinfo: str, own: str) -> Own:
         if kind == "cgroup2" and v2 is None and "" in paths:
             v2 = _below(place, root, paths[""])
         for name in options.split(",") if kind == "cgroup" else ():
-            if name in _V1 and name in paths and (folder := _below(place, root, paths[name])) is not None:
+            if name in paths and not name.startswith("name=") and (folder := _below(place, root, paths[name])) is not None:
                 v1.setdefault(name, folder)
     return Own(v1, v2)
 

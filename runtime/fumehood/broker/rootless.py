@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fumehood import landlock
 from fumehood.broker import cgroups, delegation, mounting, proving, risks
 from fumehood.broker.devices import DEVICES, bind_devices, clone_bound_devices
 from fumehood.broker.engines import Engine
@@ -80,9 +81,11 @@ class RootlessHost(Host):
     def more_findings(self) -> list[dict[str, Any]]:
         """That nothing is separated here, and what is refused."""
         uid = self.settings.caller_uid
+        abi = landlock.version()
+        kept = f"landlock (ABI {abi}) keeps" if abi else "no landlock here: nothing keeps"
         return [
-            {"what": "processes", "ok": True, "found": f"without root: broker, worker and ledger all run as uid {uid}, so a worker"
-             " that is taken over has the user's own rights"},
+            {"what": "processes", "ok": True, "found": f"without root: broker, worker and ledger all run as uid {uid};"
+             f" {kept} the worker from the user's files"},
             {"what": "refused without root", "ok": True, "found": "workspace: rw, ro, direct; mounts; engine: docker;"
              " image build, lock, import, rm"},
         ]  # fmt: skip

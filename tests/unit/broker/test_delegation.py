@@ -34,10 +34,11 @@ def test_on_v2_it_is_the_cgroup_we_are_in() -> None:
     assert own == delegation.Own({}, ROOT / "user.slice/user-1000.slice/user@1000.service/app.slice/run-1.scope")
 
 
-def test_on_v1_it_is_a_folder_in_each_tree_that_limits_need() -> None:
+def test_on_v1_it_is_a_folder_in_each_tree_of_a_controller() -> None:
     own = delegation.parse(V1, OWN_V1)
     assert own.v1 == {
         "cpu": ROOT / "cpu,cpuacct/ada", "cpuacct": ROOT / "cpu,cpuacct/ada", "memory": ROOT / "memory/jobs/ada", "pids": ROOT / "pids/ada",
+        "freezer": ROOT / "freezer",
     }  # fmt: skip
     assert own.v2 == ROOT / "unified/ada"
 
