@@ -78,6 +78,26 @@ async def test_each_call_of_a_real_server_runs_in_a_container_of_its_own(user: U
     assert {record["result"] for record in called} == {"ok"}
 
 
+@pytest.mark.anyio
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_session_stands_still_between_calls_and_is_ended_from_another_command(user: UserLab) -> None:
+    path = user.folder / "profiles" / "kept.yaml"
+    path.write_text("extends: mcp-server-time\nscope: session\n")
+    argv = user.as_user(str(FUMEHOOD), "gateway", "--profile", str(path))
+    params = StdioServerParameters(command=argv[0], args=argv[1:], env=user.env, cwd=user.home)
+    with anyio.fail_after(90):
+        async with Client(params) as client:
+            for _ in range(2):
+                result = await client.call_tool("get_current_time", {"timezone": "UTC"})
+                assert not result.is_error
+            (session,) = (await anyio.to_thread.run_sync(user.fumehood, "sessions", "list", "--json")).said
+            assert session["calls"] == 2
+            ended = await anyio.to_thread.run_sync(user.fumehood, "sessions", "end", session["task"])
+            assert ended.status == 0, ended
+    records = {record["task"]: record for record in user.fumehood("tasks", "--json").said}
+    assert records[session["task"]]["state"] == "closed"
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_the_library_example_runs_a_box_of_an_ordinary_users(user: UserLab) -> None:
     done = user.fumehood(program=[sys.executable, str(ROOT / "examples" / "library.py")])

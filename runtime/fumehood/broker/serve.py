@@ -166,7 +166,7 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, oper
     try:
         sweep.sweep(host, ledger)
         broker = Broker(host)
-        door = Door(host.folder, broker.end)
+        door = Door(settings.state.run / settings.runtime_id, broker.end)
         threading.Thread(target=orders.take_orders, args=(operator, host), daemon=True).start()
         sending = threading.Lock()
         with ThreadPoolExecutor(max_workers=4 * settings.boxes + 4) as pool:
