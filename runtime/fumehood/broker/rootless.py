@@ -3,7 +3,7 @@
 The boxes are those of root, made by the same code, inside a user namespace of the broker's own (`own_namespace.py`). What differs:
 
 * a box has 1,024 ids of the user's subordinate range, disjoint from every other live box of this user;
-* limits live in the cgroups that were handed over (`delegation.py`), and the runtime starts under them (`init/join.c`);
+* limits live in the cgroups that were handed over (`own_cgroups.py`), and the runtime starts under them (`init/join.c`);
 * images are root's, bound read-only: their files belong to nobody in the box, and stay readable;
 * /dev holds the host's devices, bound; the filter is proven (`proving.py`), since the kernel shows its bytes to root alone;
 * workspaces of host directories need id-mapped mounts, and Docker's socket is root: both refused.
@@ -14,19 +14,17 @@ user's state folder is the user's alone. What is mounted ends with the process, 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import shutil
 import socket
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fumehood import landlock
-from fumehood.broker import cgroups, delegation, mounting, proving, risks
+from fumehood.broker import cgroups, mounting, own_cgroups, processes, proving, risks
 from fumehood.broker.devices import DEVICES, bind_devices, clone_bound_devices
 from fumehood.broker.engines import Engine
 from fumehood.broker.engines.oci_rootless import BoundRoots, RootlessOciEngine
@@ -76,7 +74,7 @@ class RootlessHost(Host):
 
     def limits_remedy(self) -> str:
         """How cgroups are handed over."""
-        return ". ".join(delegation.explain(self.trees)) if self.trees.missing() else ""
+        return ". ".join(own_cgroups.explain(self.trees)) if self.trees.missing() else ""
 
     def more_findings(self) -> list[dict[str, Any]]:
         """That nothing is separated here, and what is refused."""
@@ -119,10 +117,9 @@ def _refuse_docker() -> NoReturn:
 
 def open_host(settings: Settings) -> Host:
     """Set up what every box of a user needs. Call it in a process of one thread. Raises FumehoodError or OSError."""
-    trees = delegation.find()
-    ours = _our_processes()
+    trees = own_cgroups.find()
     enter_own_namespaces(settings.subuids, settings.subgids)
-    delegation.make_room(trees, ours)
+    own_cgroups.make_room(trees, _is_ours)
     folder = _mount_private(settings)
     private = folder / "private"
     for name in ("private", "bin"):
@@ -154,14 +151,13 @@ def close_host(host: Host) -> None:
         shutil.rmtree(host.settings.state.run / host.settings.runtime_id, ignore_errors=True)
 
 
-def _our_processes() -> Sequence[int]:
-    """Broker, worker and ledger: this process, the one that started it, and that one's other children."""
+def _is_ours(pid: int) -> bool:
+    """This process, the one that started it and became the worker, or another child of that one."""
     worker = os.getppid()
-    siblings: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{worker}/task").iterdir():
-            siblings += map(int, (task / "children").read_text().split())
-    return [os.getpid(), worker, *siblings]
+    try:
+        return pid in {os.getpid(), worker} or int(processes.status_fields(pid)["PPid"]) == worker
+    except OSError:
+        return False  # it has ended
 
 
 def _mount_private(settings: Settings) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fumehood.broker import delegation, mounting
+from fumehood.broker import mounting, own_cgroups
 from fumehood.broker.cgroups import Group, Trees
 from fumehood.broker.engines import Launched, Spec
 from fumehood.broker.engines.oci import OciEngine
@@ -80,7 +80,7 @@ class RootlessOciEngine(OciEngine):
     def launch(self, spec: Spec) -> Launched:
         """Make the box. Refuses by name where its limits would not hold."""
         if self._trees.missing():
-            detail, remedy = delegation.explain(self._trees)
+            detail, remedy = own_cgroups.explain(self._trees)
             raise Refused(Deny(reason=Reason.UNENFORCEABLE, rule="rootless.limits", detail=detail, remedy=remedy))
         return super().launch(spec)
 
@@ -93,7 +93,7 @@ class RootlessOciEngine(OciEngine):
             )  # fmt: skip
         except OSError as error:  # EBUSY: on v2 a group with processes of others in it passes no controller on
             detail = f"the cgroup that we are in passes no limits on: {error.strerror}"
-            remedy = f"Start it in a scope of its own: `{delegation.SCOPE}`."
+            remedy = f"Start it in a scope of its own: `{own_cgroups.SCOPE}`."
             raise Refused(Deny(reason=Reason.UNENFORCEABLE, rule="rootless.limits", detail=detail, remedy=remedy)) from error
 
     def _runtimes_group(self, _cgroup: str) -> None:

@@ -11,14 +11,16 @@ groups; processes of others are never moved. `parse` is pure. Sources: cgroups(7
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fumehood.broker.cgroups import NEEDED, Trees
 from fumehood.state import PREFIX
 
+_ROUNDS = 4
 _LEAF = f"{PREFIX}.own"
 SCOPE = "systemd-run --user --scope -p Delegate=yes -- fumehood ..."
 
@@ -69,15 +71,19 @@ def _handed_over(folder: Path, files: Sequence[str]) -> bool:
     return os.access(folder, os.W_OK | os.X_OK) and all(os.access(folder / name, os.W_OK) for name in files)
 
 
-def make_room(trees: Trees, ours: Sequence[int]) -> None:
+def make_room(trees: Trees, is_ours: Callable[[int], bool]) -> None:
     """Move our own processes out of the way of controllers that the v2 tree is to pass on. Does nothing on v1."""
     if trees.v2 is None or not trees.v2_controllers & {*NEEDED}:
         return
     leaf = trees.v2 / _LEAF
     leaf.mkdir(exist_ok=True)
-    for pid in ours:
-        if pid in {int(line) for line in (trees.v2 / "cgroup.procs").read_text().split()}:
-            (leaf / "cgroup.procs").write_text(str(pid))
+    for _ in range(_ROUNDS):  # one of ours may fork meanwhile
+        ours = [pid for pid in map(int, (trees.v2 / "cgroup.procs").read_text().split()) if is_ours(pid)]
+        for pid in ours:
+            with contextlib.suppress(ProcessLookupError):
+                (leaf / "cgroup.procs").write_text(str(pid))
+        if not ours:
+            return
 
 
 def explain(trees: Trees) -> tuple[str, str]:
