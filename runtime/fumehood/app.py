@@ -51,7 +51,7 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
         ports = Ports(
             broker=BrokerClient(broker),
             ledger=LedgerClient(ledger, clock),
-            images=ImageStore(settings.state.images),
+            images=ImageStore(settings.images),
             clock=clock,
             owner_uid=settings.caller_uid,
         )

@@ -7,11 +7,16 @@ folder under the digest of its text, so that an ordinary start only reads it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import platform
+import socket
+import struct
+import sys
 from pathlib import Path
 
+from fumehood import landlock
 from fumehood.faults import FumehoodError
 from fumehood.reasons import Reason
 from fumehood.shipping import shipped
@@ -47,6 +52,36 @@ def give_up_root(uid: int, gid: int) -> None:
 def hide_memory() -> None:
     """Callers' data or the operator's is in here: not readable through /proc, no core on disk."""
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def give_up_files(images: Path) -> None:
+    """Keep to the code, the system's libraries and the images, and reach no UNIX socket: for a worker of the user's own uid.
+
+    The user's message bus would run any program for whoever connects, and shells read what is written into the user's home.
+    """
+    code = (*filter(None, sys.path), sys.prefix, sys.base_prefix, str(Path(__file__).parent))
+    system = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/proc", "/sys/devices/system/cpu", "/dev/urandom")
+    try:
+        landlock.keep_only([Path(path) for path in (*code, *system, str(images))], [Path(os.devnull)])
+    except OSError as error:
+        raise FumehoodError(Reason.UNENFORCEABLE, f"files: {error.strerror}") from error
+    install_filter(_no_unix_sockets())
+
+
+def _no_unix_sockets() -> bytes:
+    """`if (nr == socket && domain == AF_UNIX) return EPERM`; other ABIs are killed by the worker's own filter. socketpair(2) stays."""
+    load, equal, answer = 0x20, 0x15, 0x06
+    number = 41 if platform.machine() == "x86_64" else 198
+    domain = 16 if sys.byteorder == "little" else 20
+    code = (
+        (load, 0, 0, 0),
+        (equal, 0, 3, number),
+        (load, 0, 0, domain),
+        (equal, 0, 1, socket.AF_UNIX),
+        (answer, 0, 0, 0x00050000 | errno.EPERM),
+        (answer, 0, 0, 0x7FFF0000),
+    )
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 
 def worker_filter(folder: Path) -> bytes:

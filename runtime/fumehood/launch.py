@@ -3,14 +3,13 @@
 Order matters. The lock files, sockets and settings are made while we are still root; broker and ledger are forked before anything
 heavy is imported; then this process gives up its uid, its groups, every capability, and the right to dump, trace or
 execute, and only then may it parse a stranger's byte. Where there is no privilege to separate (not root), the three are
-still three processes, of one user.
+still three processes, of one user (`accounts.py`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import pwd
 import select
 import signal
 import socket
@@ -23,14 +22,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fumehood import config, confine, operating, wire
+from fumehood import accounts, config, confine, operating, wire
 from fumehood.faults import FumehoodError
 from fumehood.model import task_id
 from fumehood.reasons import Reason
 from fumehood.safe_files import inside
 from fumehood.settings import Settings
-from fumehood.state import PREFIX, VERSION, StateFolder, state_folder
-from fumehood.subids import subordinate_range
+from fumehood.state import VERSION, StateFolder
 
 _FOLDERS = {
     "bin": 0o755, "images": 0o755, "seccomp": 0o700, "profiles": 0o700, "ids": 0o700, "locks": 0o700, "pending": 0o700,
@@ -66,31 +64,19 @@ def settings(
     """Find the configuration (unless it was found already), the state folder and the uids. Raises FumehoodError."""
     uid = os.getuid()
     found = found or config.load(explicit_config, os.environ, uid)
-    state = state_folder(os.environ, uid, found.state)
-    if uid != 0:
-        raise FumehoodError(
-            Reason.UNENFORCEABLE,
-            "separate processes, workspaces as transactions and cgroup limits need root on this release",
-            remedy="Run fumehood as root; `fumehood doctor` lists what each part needs.",
-        )
-    worker, ledger = _user(PREFIX), _user(f"{PREFIX}-ledger")
-    ids = subordinate_range(Path("/etc/subuid"), PREFIX)
-    if ids is None or ids != subordinate_range(Path("/etc/subgid"), PREFIX):
-        raise FumehoodError(
-            Reason.UNENFORCEABLE, f"/etc/subuid and /etc/subgid reserve no equal range for `{PREFIX}`", remedy="Run ./scripts/setup."
-        )
+    account = accounts.of_root(os.environ, found) if uid == 0 else accounts.of_user(os.environ, found, uid)
     return Settings(
-        state=state,
+        state=account.state,
         runtime_id=task_id(time.time_ns() // 1_000_000, os.urandom(10)),
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         caller_uid=uid,
-        caller_name=pwd.getpwuid(uid).pw_name,
-        worker_uid=worker.pw_uid,
-        worker_gid=worker.pw_gid,
-        ledger_uid=ledger.pw_uid,
-        ledger_gid=ledger.pw_gid,
-        ids_start=ids[0],
-        ids_count=ids[1],
+        caller_name=account.name,
+        worker_uid=account.worker[0],
+        worker_gid=account.worker[1],
+        ledger_uid=account.ledger[0],
+        ledger_gid=account.ledger[1],
+        ids_start=account.ids[0],
+        ids_count=account.ids[1],
         workspace_roots=None if operator else found.workspace_roots,
         mount_roots=found.mount_roots,
         engine=found.engine,
@@ -100,6 +86,10 @@ def settings(
         config_file=found.file,
         profile_folders=found.profile_folders,
         runtimes=found.runtimes,
+        rootless=uid != 0,
+        subuids=account.subuids,
+        subgids=account.subgids,
+        image_folder=account.image_folder,
     )
 
 
@@ -144,6 +134,8 @@ def started(
         operator = crew.keep_operator(chosen, reread)
         program = confine.worker_filter(chosen.state.seccomp)
         confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
+        if chosen.rootless:
+            confine.give_up_files(chosen.images)
         confine.install_filter(program)
         yield Processes(chosen, crew.ledger, crew.broker, loaded, operator)
     finally:
@@ -199,8 +191,7 @@ def assemble_ahead() -> None:
 
     Whatever ends before that (`--help`, a refusal) ends them too, by the end of their sockets.
     """
-    if os.getuid() == 0:
-        _waiting.append(assemble(broker=True))
+    _waiting.append(assemble(broker=True))
 
 
 def assemble(*, broker: bool) -> Crew:
@@ -226,8 +217,10 @@ def assemble(*, broker: bool) -> Crew:
 def prepare(chosen: Settings) -> None:
     """Make the state folder's skeleton. Raises FumehoodError(STATE_NEWER | STATE_UNAVAILABLE)."""
     state = chosen.state
+    # Boxes of root's pass through its folders; a user's are mounted elsewhere, so they are the user's alone.
+    mask = 0o700 if chosen.rootless else 0o777
     try:
-        state.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        state.root.mkdir(mode=0o711 & mask, parents=True, exist_ok=True)
         _check_owner(state.root)
         if state.version.exists():
             found = int(state.version.read_text())
@@ -240,8 +233,8 @@ def prepare(chosen: Settings) -> None:
         for name, mode in _FOLDERS.items():
             folder = state.root / name
             if not folder.is_dir():
-                folder.mkdir(mode=mode, exist_ok=True)
-                folder.chmod(mode)
+                folder.mkdir(mode=mode & mask, exist_ok=True)
+                folder.chmod(mode & mask)
         if not state.ledger.is_dir():
             state.ledger.mkdir(mode=0o700, exist_ok=True)
             os.chown(state.ledger, chosen.ledger_uid, chosen.ledger_gid)
@@ -342,15 +335,6 @@ def _await(children: list[int]) -> None:
             pass
         finally:
             os.close(pidfd)
-
-
-def _user(name: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        raise FumehoodError(
-            Reason.UNENFORCEABLE, f"there is no system user `{name}` to run unprivileged", remedy="Run ./scripts/setup."
-        ) from None
 
 
 def _check_owner(folder: Path) -> None:

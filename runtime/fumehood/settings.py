@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fumehood.state import StateFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """`workspace_roots` None means any directory of the caller's: the operator's own command line."""
+    """`workspace_roots` None means any directory of the caller's: the operator's own command line.
+
+    Ids are as the broker sees them: the host's for root. Without root (`rootless`) they are those of the broker's own user namespace,
+    in which 0 is the caller and 1 and on are the (start, count) of `subuids` and `subgids` on the host.
+    """
 
     state: StateFolder
     runtime_id: str
@@ -31,3 +36,12 @@ class Settings:
     config_file: str | None = None
     profile_folders: tuple[str, ...] = ()
     runtimes: tuple[tuple[str, str], ...] = ()
+    rootless: bool = False
+    subuids: tuple[int, int] = (0, 0)
+    subgids: tuple[int, int] = (0, 0)
+    image_folder: str | None = None
+
+    @property
+    def images(self) -> Path:
+        """The image store: the state folder's own, or the one that a user reads."""
+        return self.state.images if self.image_folder is None else Path(self.image_folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab import FUMEHOOD, STORE, Lab, close_lab, docker_answers, open_lab
+from userlab import UserLab, open_user_lab
 
 E2E = Path(__file__).resolve().parents[1] / "e2e"
 # The raw clients and the fake spine live with the end-to-end tests, which share them.
@@ -55,3 +56,11 @@ def nothing_left(lab: Lab) -> Iterator[None]:
     """After the test nothing of any runtime of ours is left on the host."""
     yield
     assert lab.left() == []
+
+
+@pytest.fixture(scope="module")
+def user_lab(lab: Lab) -> Iterator[UserLab]:  # noqa: ARG001 - what it needs, ours needs too
+    if not (shutil.which("newuidmap") and shutil.which("crun")):
+        pytest.skip("needs newuidmap and crun")
+    with open_user_lab("a") as made:
+        yield made

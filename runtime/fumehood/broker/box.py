@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fumehood.broker import control, filters, mounting, processes, protocol, readback
-from fumehood.broker.devices import clone_devices, private_tmpfs
+from fumehood.broker.devices import private_tmpfs
 from fumehood.broker.directory import check_directory
 from fumehood.broker.engines import INIT_FOLDER, Engine, Launched, Spec
 from fumehood.broker.enter import Ceiling, Move, Operation, Unmount, enter
@@ -100,6 +100,7 @@ class Box:
             spec = Spec(
                 task=self.task, runtime_id=self._host.settings.runtime_id, frame=frame,
                 folder=self._host.box_folder(self.task), id_base=self._host.ids.base(self._slot),
+                id_count=self._host.ids.size,
             )  # fmt: skip
             self._spec = spec
             self._launched = launched = self._engine.launch(spec)
@@ -118,6 +119,7 @@ class Box:
             self._check_alive()
             launched, spec = self._up()
             settings = self._settings
+            self._host.check_binding(binding)
             self._binding = binding
             moves: list[Operation] = []
             facts: dict[str, Any] = {"workspace": binding.workspace.value}
@@ -159,7 +161,8 @@ class Box:
             tool = self._expect("H", _READY_DEADLINE_S)
             pidfd = processes.verified_pidfd(tool, launched.group.holds, "the held tool")
             try:
-                found = readback.gather(tool, pidfd, launched.group)
+                filters_on = self._host.filters_of(tool, launched.control, self._filter)
+                found = readback.gather(tool, pidfd, launched.group, filters_on)
                 wrong = readback.judge(self._expected(spec), found)
                 if wrong:
                     raise BoxFailed(Reason.READBACK_MISMATCH, "; ".join(wrong)[:1000])
@@ -308,7 +311,7 @@ class Box:
         """Everything between an init that waits and a box: our /dev and /tmp, no /sys, no way back to the host's files."""
         owned: list[int] = []
         try:
-            owned.append(clone_devices(self._host.devices))
+            owned.append(self._host.clone_devices())
             owned.append(private_tmpfs(_SHM_BYTES, spec.host_uid))
             owned.append(private_tmpfs(self._frame.tmp_bytes, spec.host_uid))
             operations: list[Operation] = []
@@ -366,6 +369,7 @@ class Box:
             gid=spec.host_uid,
             user_namespace=self._engine is not None and self._engine.user_namespace,
             id_base=spec.id_base,
+            id_count=spec.id_count,
             filter_digest=readback.filter_digest(self._filter),
             memory_bytes=spec.frame.memory_bytes,
             pids=spec.frame.pids,
@@ -374,6 +378,7 @@ class Box:
             workspace=places.get(mode, "rw"),
             workspace_kind=kinds.get(mode, "overlay"),
             mounts=tuple(mount.name for mount in binding.mounts) if binding is not None else (),
+            bound_devices=self._host.bound_devices,
         )
 
     def _left_s(self, limit: float | None) -> float:

@@ -23,14 +23,15 @@ def report(host: Host) -> dict[str, Any]:
     kind = "hybrid" if trees.v1 and trees.v2 is not None else "v1" if trees.v1 else "v2"
     findings = [
         _finding("cgroups", not trees.missing(), f"{kind}: {', '.join(sorted({*NEEDED} - set(trees.missing())))}",
-                 f"No tree holds {', '.join(trees.missing())}: enable the controller, limits need it."),
+                 host.limits_remedy()),
         _finding("kernel", _kernel() >= _OVERLAY_IDMAP_KERNEL, platform.release(),
                  "Workspaces need id-mapped overlay layers: Linux 5.19 or newer."),
         _finding("user namespaces", _number("/proc/sys/user/max_user_namespaces") > 0,
                  f"max_user_namespaces {_number('/proc/sys/user/max_user_namespaces')}", "Set user.max_user_namespaces above 0."),
         _finding("seccomp", "seccomp" in Path("/proc/self/status").read_text().lower(), _seccomp_actions(),
                  "The kernel needs CONFIG_SECCOMP_FILTER."),
-        _finding("id ranges", host.ids.count >= 2 * 65536, f"{host.ids.count // 65536 - 1} boxes from {host.ids.start}",
+        _finding("id ranges", host.ids.count >= 2 * host.ids.size,
+                 f"{host.ids.count // host.ids.size - 1} boxes from {host.ids.start}",
                  "Reserve more ids for `fumehood` in /etc/subuid and /etc/subgid."),
         _finding("inotify", host.inotify_share >= 2, f"{host.inotify_share} instances a box",
                  "Raise fs.inotify.max_user_instances, or lower `boxes`."),
@@ -42,6 +43,7 @@ def report(host: Host) -> dict[str, Any]:
                  "A piped core handler sees crashes of unrelated programs; boxes and our processes dump none."),
         _finding("descriptors", _files() >= 64 * host.settings.boxes, f"{_files()} for {host.settings.boxes} boxes",
                  "Raise the limit of open files."),
+        *host.more_findings(),
     ]  # fmt: skip
     return {
         "kernel": platform.release(),

@@ -11,21 +11,23 @@ import ctypes
 import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from fumehood.broker import cgroups, mounting, risks
-from fumehood.broker.devices import make_devices
+from fumehood.broker import cgroups, mounting, processes, risks
+from fumehood.broker.devices import clone_devices, make_devices
 from fumehood.broker.engines import Engine
 from fumehood.broker.engines.docker_facts import engine_facts
 from fumehood.broker.engines.oci import OciEngine
 from fumehood.broker.idmaps import IdMaps
 from fumehood.broker.ids import CLAIMS, IdPool
+from fumehood.broker.readback import Filters
 from fumehood.broker.rootfs import RootStore
 from fumehood.faults import BoxFailed, Refused
-from fumehood.model import Deny, Frame, UserNamespace
+from fumehood.model import Binding, Deny, Frame, UserNamespace
 from fumehood.reasons import Reason
 from fumehood.settings import Settings
 
@@ -51,6 +53,26 @@ class Host:
     idmaps: IdMaps
     engines: dict[str, Engine] = field(default_factory=dict)
     docker_risks: Mapping[str, str] | None = None
+    bound_devices: tuple[str, ...] = ()
+
+    def clone_devices(self) -> int:
+        """A detached /dev for one box."""
+        return clone_devices(self.devices)
+
+    def check_binding(self, binding: Binding) -> None:
+        """Refuse what this host cannot bind. As root everything can be."""
+
+    def filters_of(self, tool: int, _control: socket.socket, _program: bytes) -> Filters:
+        """The filters on the held tool, as the kernel shows them."""
+        return Filters(processes.seccomp_filters(tool))
+
+    def limits_remedy(self) -> str:
+        """What to do about controllers that no tree holds."""
+        return f"No tree holds {', '.join(self.trees.missing())}: enable the controller, limits need it."
+
+    def more_findings(self) -> list[dict[str, Any]]:
+        """What `doctor` says of this kind of host beyond what it says of every host."""
+        return []
 
     def box_folder(self, task: str) -> Path:
         """A new folder for one box, in the private mount namespace."""
@@ -120,12 +142,9 @@ class Host:
 
     def _make_oci(self, runtime: str | None) -> Engine:
         if runtime == "runsc":
-            raise BoxFailed(
-                Reason.UNENFORCEABLE, "gVisor keeps a box's processes and mounts to itself, so nothing could be read back",
-                remedy="Use crun or runc.",
-            )  # fmt: skip
+            refuse_gvisor()
         program = find_runtime(runtime, dict(self.settings.runtimes))
-        roots = RootStore(self.settings.state.images, self.ids.image_base, self.idmaps)
+        roots = RootStore(self.settings.images, self.ids.image_base, self.idmaps)
         return OciEngine(
             program=program, risks=risks.of_runtime(program), trees=self.trees, roots=roots,
             init_folder=self.init.parent, folder=self.folder / "private",
@@ -146,6 +165,14 @@ class Host:
         )
 
 
+def refuse_gvisor() -> NoReturn:
+    """Raise BoxFailed: of its boxes nothing can be read back."""
+    raise BoxFailed(
+        Reason.UNENFORCEABLE, "gVisor keeps a box's processes and mounts to itself, so nothing could be read back",
+        remedy="Use crun or runc.",
+    )  # fmt: skip
+
+
 def find_runtime(name: str | None, configured: Mapping[str, str]) -> Path:
     """The program of an OCI runtime: the one named, else crun, else runc. Raises BoxFailed(ENGINE_UNAVAILABLE)."""
     wanted = (name,) if name is not None else ("crun", "runc")
@@ -159,8 +186,8 @@ def find_runtime(name: str | None, configured: Mapping[str, str]) -> Path:
 def open_host(settings: Settings) -> Host:
     """Set up what every box needs. The runtime's folder and lock are held since the fork. Raises FumehoodError or OSError."""
     folder = settings.state.run / settings.runtime_id
-    init, init_digest = _install(settings.state.bin, "init")
-    helper, _ = _install(settings.state.bin, "enter")
+    init, init_digest = install_program(settings.state.bin, "init")
+    helper, _ = install_program(settings.state.bin, "enter")
     _own_mount_namespace()
     trees = _find_trees(folder)
     private = folder / "private"
@@ -170,7 +197,6 @@ def open_host(settings: Settings) -> Host:
     mounting.attach(tmpfs, str(private))
     os.close(tmpfs)
     CLAIMS.mkdir(mode=0o700, parents=True, exist_ok=True)
-    share = max(1, int(_MAX_INOTIFY.read_text()) // (2 * settings.boxes))
     return Host(
         settings=settings,
         folder=folder,
@@ -180,9 +206,14 @@ def open_host(settings: Settings) -> Host:
         init=init,
         helper=helper,
         init_digest=init_digest,
-        inotify_share=share,
+        inotify_share=inotify_share(settings),
         idmaps=IdMaps(),
     )
+
+
+def inotify_share(settings: Settings) -> int:
+    """How many inotify instances each box may have, so that all of them together leave half to everybody else."""
+    return max(1, int(_MAX_INOTIFY.read_text()) // (2 * settings.boxes))
 
 
 def close_host(host: Host) -> None:
@@ -223,7 +254,7 @@ def _find_trees(folder: Path) -> cgroups.Trees:
     return cgroups.Trees(trees.v1, place, trees.v2_controllers)
 
 
-def _install(folder: Path, name: str) -> tuple[Path, str]:
+def install_program(folder: Path, name: str) -> tuple[Path, str]:
     """Copy a static program into the state folder under its digest: a checkout may lie where no box can read."""
     source = _BUILT / name
     try:

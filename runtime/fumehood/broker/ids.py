@@ -1,4 +1,4 @@
-"""Id ranges: 65,536 host ids for each live box, from the range that /etc/subuid reserves for `fumehood`.
+"""Id ranges: 65,536 host ids for each live box, from the range that /etc/subuid reserves for `fumehood`; fewer without root.
 
 Slot 0 owns the image store's files; a box takes a slot from 1 on. A slot is taken by creating `ids/<slot>` exclusively with the
 runtime's id in it, and given back by removing that file, which only happens after a verified teardown or by the sweeper:
@@ -28,6 +28,7 @@ class IdPool:
     start: int
     count: int
     claims: Path = CLAIMS
+    size: int = RANGE
 
     @property
     def image_base(self) -> int:
@@ -36,11 +37,11 @@ class IdPool:
 
     def base(self, slot: int) -> int:
         """The first host id of a slot."""
-        return self.start + slot * RANGE
+        return self.start + slot * self.size
 
     def take(self, runtime_id: str) -> int:
         """A free slot, now ours. Raises FumehoodError(BUSY) when all are taken."""
-        slots = self.count // RANGE
+        slots = self.count // self.size
         # Spreads runtimes over the pool; and one runtime takes the same few slots again, whose idmaps are made already.
         first = 1 + zlib.crc32(runtime_id.encode()) % (slots - 1)
         for step in range(slots - 1):

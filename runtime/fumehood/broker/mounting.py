@@ -25,6 +25,7 @@ _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _OPENAT2, _MOUNT_SETATTR 
 AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _OPEN_TREE_CLONE = 1
+_AT_RECURSIVE = 0x8000
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
@@ -55,6 +56,18 @@ def clone_mount(directory_fd: int) -> int:
     """
     flags = _AT_EMPTY_PATH | _OPEN_TREE_CLONE | os.O_CLOEXEC
     return _syscall("open_tree", _OPEN_TREE, directory_fd, b"", flags)
+
+
+def clone_tree(directory_fd: int) -> int:
+    """As `clone_mount`, with what is mounted below it."""
+    flags = _AT_EMPTY_PATH | _AT_RECURSIVE | _OPEN_TREE_CLONE | os.O_CLOEXEC
+    return _syscall("open_tree", _OPEN_TREE, directory_fd, b"", flags)
+
+
+def restrict_tree(mount_fd: int, attributes: int) -> None:
+    """As `restrict_mount`, for every mount of a tree."""
+    attr = struct.pack("=QQQQ", attributes, 0, 0, 0)
+    _syscall("mount_setattr", _MOUNT_SETATTR, mount_fd, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, attr, len(attr))
 
 
 def restrict_mount(mount_fd: int, attributes: int, idmap_fd: int | None = None) -> None:

@@ -2,7 +2,8 @@
 
 `gather` reads the held tool process from /proc before its first instruction; `judge` is pure and returns one sentence for
 each thing that is not as planned. Content is compared, not mode: an allow-all filter also reads `Seccomp: 2`, so the filter's
-bytes are; a mount is accepted only when its place, kind and flags are all expected, so a stray mount is a mismatch.
+bytes are (or, where the kernel shows them to nobody but root, test calls are answered as these bytes say: `proving.py`);
+a mount is accepted only when its place, kind and flags are all expected, so a stray mount is a mismatch.
 What `gather` returns goes into the record as it is. Source: CVE-2025-52881 (a runtime's writes can be redirected), proc(5).
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from fumehood.broker import processes
 from fumehood.broker.cgroups import Group
 from fumehood.broker.engines import MASKED, READ_ONLY
+from fumehood.broker.ids import RANGE
 
 NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user")
 _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -34,6 +36,7 @@ class Expected:
     gid: int
     user_namespace: bool
     id_base: int
+    id_count: int = RANGE
     filter_digest: str
     memory_bytes: int
     pids: int
@@ -42,6 +45,15 @@ class Expected:
     workspace: str | None
     workspace_kind: str | None
     mounts: tuple[str, ...]
+    bound_devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """The filters on a process, oldest first, and how that is known; no `proof` means the kernel showed the bytes."""
+
+    programs: Sequence[bytes]
+    proof: Mapping[str, Any] | None = None
 
 
 def filter_digest(program: bytes) -> str:
@@ -49,17 +61,16 @@ def filter_digest(program: bytes) -> str:
     return "sha256:" + hashlib.sha256(program).hexdigest()
 
 
-def gather(pid: int, pidfd: int, group: Group) -> dict[str, Any]:
+def gather(pid: int, pidfd: int, group: Group, filters: Filters) -> dict[str, Any]:
     """Read everything `judge` compares. The caller holds the pidfd; raises OSError or BoxFailed."""
     status = processes.status_fields(pid)
-    filters = processes.seccomp_filters(pid)
     found = {
         "uid": status["Uid"].split(),
         "gid": status["Gid"].split(),
         "groups": status["Groups"].split(),
         "capabilities": {name: int(status[name], 16) for name in _CAPABILITY_SETS},
         "no_new_privs": status["NoNewPrivs"] == "1",
-        "seccomp": [filter_digest(program) for program in filters],
+        "seccomp": [filter_digest(program) for program in filters.programs],
         "namespaces": {name: str(Path(f"/proc/{pid}/ns/{name}").readlink()) for name in NAMESPACES},
         "host_namespaces": {name: str(Path(f"/proc/self/ns/{name}").readlink()) for name in NAMESPACES},
         "uid_map": _read(pid, "uid_map").split(),
@@ -71,6 +82,8 @@ def gather(pid: int, pidfd: int, group: Group) -> dict[str, Any]:
         "cgroup": group.limits(),
         "cgroup_member": group.holds(pid),
     }
+    if filters.proof is not None:
+        found["seccomp_proof"] = dict(filters.proof)
     found["alive"] = processes.alive(pidfd)
     return found
 
@@ -92,6 +105,7 @@ def judge(expected: Expected, found: Mapping[str, Any]) -> list[str]:
         want(name, value, 0)
     want("no_new_privs", found["no_new_privs"], True)
     want("seccomp filters", found["seccomp"], [expected.filter_digest])
+    wrong.extend(judge_proof(found.get("seccomp_proof")))
     for name in NAMESPACES:
         shared = found["namespaces"][name] == found["host_namespaces"][name]
         if name == "user":
@@ -99,7 +113,7 @@ def judge(expected: Expected, found: Mapping[str, Any]) -> list[str]:
         elif shared:
             wrong.append(f"the {name} namespace is the host's")
     if expected.user_namespace:
-        planned_map = ["0", str(expected.id_base), "65536"]
+        planned_map = ["0", str(expected.id_base), str(expected.id_count)]
         want("uid_map", found["uid_map"], planned_map)
         want("gid_map", found["gid_map"], planned_map)
     wrong.extend(judge_mounts(expected, found["mounts"]))
@@ -114,6 +128,19 @@ def judge(expected: Expected, found: Mapping[str, Any]) -> list[str]:
         {"cpu_quota_us": expected.cpu_quota_us, "memory_bytes": expected.memory_bytes, "pids": expected.pids},
     )
     want("member of its cgroup", found["cgroup_member"], True)
+    return wrong
+
+
+def judge_proof(proof: Mapping[str, Any] | None) -> list[str]:
+    """Compare what stands for a filter's bytes with what they say (`proving.py`); None when the kernel showed the bytes."""
+    if proof is None:
+        return []
+    wrong = [] if proof["planned"] else ["no test system call shows the filter"]
+    if (proof["mode"], proof["filters"]) != ("2", "1"):
+        wrong.append(f"seccomp mode is {proof['mode']} with {proof['filters']} filters, planned 2 with 1")
+    differ = {name: answer for name, answer in proof["answers"].items() if answer != proof["planned"].get(name)}
+    if differ or len(proof["answers"]) != len(proof["planned"]):
+        wrong.append(f"test system calls were answered {differ!r}, planned {proof['planned']!r}")
     return wrong
 
 
@@ -134,6 +161,8 @@ def judge_mounts(expected: Expected, mounts: list[dict[str, Any]]) -> list[str]:
     if expected.mounts:
         needed["/mnt"] = ("tmpfs", {"ro", "nosuid", "nodev"})
     needed.update({f"/mnt/{name}": ("overlay", {"ro", "nosuid", "nodev"}) for name in expected.mounts})
+    devices = {f"/dev/{name}": f"/{name}" for name in expected.bound_devices}
+    needed.update(dict.fromkeys(devices, (None, {"ro", "nosuid", "noexec"})))
     seen: set[str] = set()
     for mount in mounts:
         place, flags = mount["place"], set(mount["flags"])
@@ -144,6 +173,8 @@ def judge_mounts(expected: Expected, mounts: list[dict[str, Any]]) -> list[str]:
             kind, planned = needed[place]
             if kind not in {None, mount["kind"]}:
                 wrong.append(f"{place} is {mount['kind']}, planned {kind}")
+            if place in devices and (mount["root"] != devices[place] or mount["kind"] not in {"devtmpfs", "tmpfs"}):
+                wrong.append(f"{place} is {mount['root']} of a {mount['kind']}, planned the host's device")
             if not planned <= flags:
                 wrong.append(f"{place} lacks {', '.join(sorted(planned - flags))}")
         elif not _is_mask(mount):

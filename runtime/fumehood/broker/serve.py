@@ -153,15 +153,20 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, oper
     """Run until the worker is gone. Never returns an error: what cannot be set up is told to every request."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the worker decides; its end is ours
+    opened, closed = open_host, close_host
+    if settings.rootless:
+        from fumehood.broker import rootless  # root's broker never holds it
+
+        opened, closed = rootless.open_host, rootless.close_host
     try:
-        host = open_host(settings)
+        host = opened(settings)
     except (FumehoodError, OSError) as error:
         _refuse_all(worker, error)
         return
     try:
         sweep.sweep(host, ledger)
         broker = Broker(host)
-        door = Door(host.folder, broker.end)
+        door = Door(settings.state.run / settings.runtime_id, broker.end)
         threading.Thread(target=orders.take_orders, args=(operator, host), daemon=True).start()
         sending = threading.Lock()
         with ThreadPoolExecutor(max_workers=4 * settings.boxes + 4) as pool:
@@ -173,7 +178,7 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, oper
             door.close()
             broker.remove_all()
     finally:
-        close_host(host)
+        closed(host)
 
 
 def _answer(

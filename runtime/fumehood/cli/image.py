@@ -142,11 +142,10 @@ def _workshop(*, engine: bool = True) -> Iterator[Workshop]:
 
 
 def _store_folder() -> Path:
-    from fumehood import config
-    from fumehood.state import state_folder
+    from fumehood import accounts, config
 
     uid = os.geteuid()
-    return state_folder(os.environ, uid, config.load(None, os.environ, uid).state).images
+    return accounts.image_folder(os.environ, config.load(None, os.environ, uid), uid)
 
 
 def _recipes(folder: Path | None) -> Recipes:

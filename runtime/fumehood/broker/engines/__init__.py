@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fumehood.broker.cgroups import Group
-from fumehood.broker.ids import BOX_UID
+from fumehood.broker.ids import BOX_UID, RANGE
 from fumehood.model import Frame
 
 HOSTNAME = "box"
@@ -31,13 +31,14 @@ READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tri
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What an engine is told. `folder` is the box's own, in the broker's private mount namespace; `id_base` its range."""
+    """What an engine is told. `folder` is the box's own, in the broker's private mount namespace; its range has `id_count` ids."""
 
     task: str
     runtime_id: str
     frame: Frame
     folder: Path
     id_base: int
+    id_count: int = RANGE
 
     @property
     def host_uid(self) -> int:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fumehood.broker import processes
 from fumehood.broker.cgroups import RUNTIMES_OWN, Group, Trees, remove_runtimes_own
 from fumehood.broker.control import receive_report
 from fumehood.broker.engines import HOSTNAME, INIT_FOLDER, MASKED, READ_ONLY, UP_DEADLINE_S, Launched, Spec
-from fumehood.broker.ids import BOX_UID, RANGE
+from fumehood.broker.ids import BOX_UID
 from fumehood.broker.rootfs import RootStore
 from fumehood.faults import BoxFailed
 from fumehood.reasons import Reason
@@ -32,9 +32,9 @@ _CAPABILITY_SETS = ("bounding", "effective", "inheritable", "permitted", "ambien
 _REMOVE_DEADLINE_S = 5.0
 
 
-def runtime_spec(spec: Spec, root: Path, init_folder: Path, cgroup: str) -> dict[str, Any]:
+def runtime_spec(spec: Spec, root: Path, init_folder: Path, cgroup: str | None) -> dict[str, Any]:
     """The OCI runtime specification of a box: pure, compared whole in tests. Source: OCI runtime-spec 1.0.2."""
-    ids = [{"containerID": 0, "hostID": spec.id_base, "size": RANGE}]
+    ids = [{"containerID": 0, "hostID": spec.id_base, "size": spec.id_count}]
     return {
         "ociVersion": "1.0.2",
         "process": {
@@ -60,7 +60,7 @@ def runtime_spec(spec: Spec, root: Path, init_folder: Path, cgroup: str) -> dict
             "gidMappings": ids,
             "maskedPaths": list(MASKED),
             "readonlyPaths": list(READ_ONLY),
-            "cgroupsPath": cgroup,
+            **({} if cgroup is None else {"cgroupsPath": cgroup}),
         },
     }
 
@@ -103,10 +103,8 @@ class OciEngine:
         self._live[spec.task] = live
         cgroup = f"{PREFIX}/{spec.runtime_id}/{spec.task}"
         self._roots.attach(spec.frame.image, spec.id_base, live.root)
-        live.group = Group.make(
-            self._trees, cgroup, cpu=spec.frame.cpu, memory_bytes=spec.frame.memory_bytes, pids=spec.frame.pids
-        )
-        document = runtime_spec(spec, live.root, self._init_folder, f"/{cgroup}{RUNTIMES_OWN}")
+        live.group = self._make_group(spec, cgroup)
+        document = runtime_spec(spec, live.root, self._init_folder, self._runtimes_group(cgroup))
         (spec.folder / "config.json").write_text(json.dumps(document))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -117,7 +115,7 @@ class OciEngine:
             pid = self._await_up(spec, ours)
             runtime_pid = live.runtime_pid
             live.pidfd = processes.verified_pidfd(pid, lambda pid: _is_init_of(pid, runtime_pid), "the box's init")
-            live.group.add(pid)
+            self._hold(spec, live.group, pid, runtime_pid)
         except BaseException:
             ours.close()
             theirs.close()
@@ -145,24 +143,40 @@ class OciEngine:
         shutil.rmtree(self._folder / "state" / spec.container, ignore_errors=True)
         return facts
 
+    def _make_group(self, spec: Spec, cgroup: str) -> Group:
+        frame = spec.frame
+        return Group.make(self._trees, cgroup, cpu=frame.cpu, memory_bytes=frame.memory_bytes, pids=frame.pids)
+
+    def _runtimes_group(self, cgroup: str) -> str | None:
+        """The group that the runtime may make for itself."""
+        return f"/{cgroup}{RUNTIMES_OWN}"
+
+    def _hold(self, _spec: Spec, group: Group, init: int, _runtime: int) -> None:
+        """Put init under the limits, from outside."""
+        group.add(init)
+
     def _spawn(self, spec: Spec, control: int) -> int:
         manager = ["--cgroup-manager", "disabled"] if self.runtime == "crun" else []
         argv = [
             str(self._program), "--root", str(self._folder / "state"), *manager, "run", "--preserve-fds", "1",
             "--bundle", str(spec.folder), spec.container,
         ]  # fmt: skip
+        return self._execute(spec, self._program, argv, [control])
+
+    def _execute(self, spec: Spec, program: Path, argv: list[str], passed: Sequence[int]) -> int:
+        """Start a program whose words go to the runtime's log, with `passed` as its descriptors from 3 on."""
         log = os.open(spec.folder / "runtime.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         # Never the host's /dev/null: crun gives its standard streams to the box's user, and the owner may chmod the node.
         empty, writer = os.pipe2(os.O_CLOEXEC)
         os.close(writer)
         try:
             return os.posix_spawn(
-                self._program, argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                program, argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, empty, 0),
                     (os.POSIX_SPAWN_DUP2, log, 1),
                     (os.POSIX_SPAWN_DUP2, log, 2),
-                    (os.POSIX_SPAWN_DUP2, control, 3),
+                    *((os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(passed, 3)),
                 ],
                 setsigmask=(),
                 setpgroup=0,  # a Ctrl-C at the operator's terminal is ours to handle, not the runtime's

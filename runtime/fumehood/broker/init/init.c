@@ -4,7 +4,8 @@
  * of the same uid could otherwise rewrite it through /proc/1/mem), installs the profile's seccomp filter on itself so
  * that everything in the box inherits it, and says READY. On START it forks the tool, which reports HELD with its
  * credentials and waits until the broker has read back from the host what the kernel really applied; on GO it
- * executes. When the tool's first process ends, its status is sent, everything else in the box is killed, and after the last
+ * executes. Asked to PROVE before that, the held tool tries system calls that the broker names and shows the filter that init
+ * installed, for brokers that the kernel does not show it to. When the tool's first process ends, its status is sent, everything else in the box is killed, and after the last
  * child is reaped QUIET is sent. Init then waits for END, so that the cgroup still exists when the host reads it.
  * The end of the control socket at any time ends init, and with it the PID namespace.
  *
@@ -34,12 +35,24 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MESSAGE_BYTES = 192 * 1024, STRINGS_MAX = 16384, CONTROL = 3 };
+enum { MESSAGE_BYTES = 192 * 1024, STRINGS_MAX = 16384, CONTROL = 3, TRIES_MAX = 64 };
 
 static unsigned char message[MESSAGE_BYTES];
 static char *strings[STRINGS_MAX + 2];
 static pid_t tool;
 static int go_pipe = -1;
+/* 'B', then the program as it was handed to the kernel. */
+static struct {
+  char pad[sizeof(struct sock_filter) - 1], kind;
+  struct sock_filter instructions[BPF_MAXINSNS];
+} installed = {.kind = 'B'};
+static uint32_t installed_count;
+/* One system call to try: number and arguments. A record of the gate's pipe, which a `go` is too. */
+struct try {
+  int64_t number;
+  uint64_t arguments[4];
+};
+enum { GO = -1, SHOW = -2 };
 
 static void report(char kind, int32_t a, int32_t b) {
   unsigned char out[9];
@@ -68,10 +81,10 @@ static void take_frame(size_t length) {
   if (setrlimit(RLIMIT_CORE, &none) || setrlimit(RLIMIT_NOFILE, &files)) die(2);
   uint32_t count = word_at(5);
   if (count == 0 || length != 9 + (size_t)count * sizeof(struct sock_filter)) die(3);
-  static struct sock_filter instructions[BPF_MAXINSNS];
-  if (count > BPF_MAXINSNS) die(3);
-  memcpy(instructions, message + 9, count * sizeof(struct sock_filter));
-  struct sock_fprog program = {(unsigned short)count, instructions};
+  if (count > BPF_MAXINSNS || installed_count) die(3);
+  installed_count = count;
+  memcpy(installed.instructions, message + 9, count * sizeof(struct sock_filter));
+  struct sock_fprog program = {(unsigned short)count, installed.instructions};
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) die(4);
   if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program)) die(5);
   report('R', 0, 0);
@@ -83,8 +96,18 @@ static void become_tool(char **argv, char **env, const int streams[3], const int
   sigemptyset(&nothing);
   close(gate[1]); /* before the report: the broker lists our descriptors while we wait */
   report('H', 0, 0); /* the kernel adds our credentials: the broker learns the host's pid for us */
-  char byte;
-  if (read(gate[0], &byte, 1) != 1) _exit(125);
+  for (;;) {
+    struct try next;
+    if (read(gate[0], &next, sizeof next) != sizeof next) _exit(125);
+    if (next.number == GO) break;
+    if (next.number == SHOW) {
+      if (send(CONTROL, &installed.kind, 1 + installed_count * sizeof(struct sock_filter), MSG_NOSIGNAL) < 0) _exit(1);
+      continue;
+    }
+    const uint64_t *a = next.arguments;
+    long result = syscall((long)next.number, a[0], a[1], a[2], a[3], 0L, 0L);
+    report('T', (int32_t)next.number, result < 0 ? errno : 0);
+  }
   setsid();
   umask(022);
   for (int i = 0; i < 3; i++)
@@ -129,6 +152,23 @@ static void start(size_t length, const int *fds, int count) {
   for (int i = 0; i < 3; i++) close(fds[i]);
 }
 
+static int tell_tool(const struct try *record) {
+  return go_pipe >= 0 && write(go_pipe, record, sizeof *record) == sizeof *record;
+}
+
+/* PROVE: u32 count, then that many calls for the held tool to try, before it shows the filter. */
+static void prove(size_t length) {
+  struct try record;
+  uint32_t count = length < 5 ? TRIES_MAX + 1 : word_at(1);
+  if (count > TRIES_MAX || length != 5 + count * sizeof record) die(35);
+  for (uint32_t i = 0; i < count; i++) {
+    memcpy(&record, message + 5 + i * sizeof record, sizeof record);
+    if (record.number < 0 || !tell_tool(&record)) die(35);
+  }
+  record.number = SHOW;
+  if (!tell_tool(&record)) die(35);
+}
+
 /* One datagram from the broker. */
 static void take_message(void) {
   char control[CMSG_SPACE(8 * sizeof(int))];
@@ -148,8 +188,9 @@ static void take_message(void) {
   switch (message[0]) {
     case 'F': take_frame((size_t)length); break;
     case 'S': start((size_t)length, fds, count); break;
+    case 'P': prove((size_t)length); break;
     case 'G':
-      if (go_pipe < 0 || write(go_pipe, "g", 1) != 1) die(33);
+      if (!tell_tool(&(struct try){.number = GO})) die(33);
       close(go_pipe);
       go_pipe = -1;
       break;
