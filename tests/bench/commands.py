@@ -42,7 +42,7 @@ def timed(argv: Sequence[str], expected: bytes | None) -> Sample:
     """Run a command once. Raises CannotRunError when it fails or prints something else (`expected` None: anything)."""
     started = time.perf_counter()
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_TIMEOUT_S)
+        done = subprocess.run(argv, input=b"", capture_output=True, check=False, timeout=_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CannotRunError(f"{argv[0]}: {error}") from error
     spent_ms = (time.perf_counter() - started) * 1000
