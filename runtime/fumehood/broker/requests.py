@@ -82,12 +82,13 @@ def binding_of(value: object) -> Binding:
     mounts = args.get("mounts")
     if not isinstance(mounts, list) or len(mounts) > 16:
         raise refuse("binding.mounts must be a list of at most 16")
+    unlimited = args.get("disk_unlimited") is True
     return Binding(
         workspace=WorkspaceMode(_choice(args, "workspace", tuple(WorkspaceMode))),
         workspace_fd=None,
         workspace_path=_path(args, "workspace_path"),
-        disk_bytes=_whole(args, "disk_bytes"),
-        disk_unlimited=args.get("disk_unlimited") is True,
+        disk_bytes=0 if unlimited else _whole(args, "disk_bytes"),
+        disk_unlimited=unlimited,
         mounts=tuple(_mount(_mapping(mount, "mount")) for mount in mounts),
         wall_s=_number(args, "wall_s"),
     )

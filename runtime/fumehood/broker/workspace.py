@@ -19,7 +19,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,8 +191,6 @@ def _lower(source_fd: int, box_uid: int, settings: Settings) -> Iterator[int]:
 @contextmanager
 def _attached(folder: Path, mounts: Mapping[str, int]) -> Iterator[None]:
     """Layers at paths in our 0700 folder for as long as an overlay is being made: before 6.15 it takes no others."""
-    if any(char in str(folder) for char in ",:\\"):
-        raise OSError(f"overlay cannot name the folder {folder}")
     attached: list[str] = []
     try:
         for name, mount_fd in mounts.items():
@@ -203,6 +201,16 @@ def _attached(folder: Path, mounts: Mapping[str, int]) -> Iterator[None]:
     finally:
         for name in reversed(attached):
             mounting.detach(str(folder / name))
+
+
+@contextmanager
+def _layer(path: Path) -> Iterator[str]:
+    """A short name for a layer, free of what overlay would split at: fsconfig(2) takes 255 bytes, a state folder may lie deep."""
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
 
 
 def _scratch(box_uid: int, disk_bytes: int, folder: Path) -> Workspace:
@@ -222,8 +230,8 @@ def _tmpfs(disk_bytes: int, options: tuple[tuple[str, str], ...]) -> int:
 
 def _read_only(clone_fd: int, directory_fd: int, folder: Path) -> Workspace:
     (folder / _EMPTY).mkdir(mode=0o700)  # an overlay without an upper layer wants two lower ones
-    with _attached(folder, {_BASE: clone_fd}):
-        layers = (("lowerdir", f"{folder / _BASE}:{folder / _EMPTY}"), ("xino", "off"))
+    with _attached(folder, {_BASE: clone_fd}), _layer(folder / _BASE) as base, _layer(folder / _EMPTY) as empty:
+        layers = (("lowerdir", f"{base}:{empty}"), ("xino", "off"))
         mount_fd = mounting.make_filesystem("overlay", layers, NOSUID | NODEV | RDONLY)
     return _seen(WorkspaceMode.RO, mount_fd, directory_fd, folder, {"disk": "read-only"})
 
@@ -237,11 +245,14 @@ def _transaction(clone_fd: int, directory_fd: int, box_uid: int, disk_bytes: int
         try:
             os.fchown(upper_fd, box_uid, box_uid)
             os.fchmod(upper_fd, os.fstat(directory_fd).st_mode & 0o777)
-            with _attached(folder, {_BASE: clone_fd, _LAYERS: layers_fd}):
+            places = folder / _BASE, folder / _LAYERS / "upper", folder / _LAYERS / "work"
+            with ExitStack() as held:
+                held.enter_context(_attached(folder, {_BASE: clone_fd, _LAYERS: layers_fd}))
+                lower, upper, work = (held.enter_context(_layer(place)) for place in places)
                 options = (
-                    ("lowerdir", str(folder / _BASE)),
-                    ("upperdir", str(folder / _LAYERS / "upper")),
-                    ("workdir", str(folder / _LAYERS / "work")),
+                    ("lowerdir", lower),
+                    ("upperdir", upper),
+                    ("workdir", work),
                     # Each of these would leave changes that `changes` cannot read as plain files.
                     *((option, "off") for option in ("redirect_dir", "metacopy", "index", "xino")),
                 )
