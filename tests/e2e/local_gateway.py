@@ -20,7 +20,7 @@ from local_runner import FakeSpine
 from fakes import new_task
 from fumehood.gateway import adapter, stdio
 from fumehood.gateway.front import Gateway, open_gateway
-from fumehood.gateway.upstream import Served
+from fumehood.gateway.served import Served
 from fumehood.model import Filesystem, Limits, Profile, SeccompPolicy, Sender, WorkspaceMode
 
 SENDER = Sender(uid=os.getuid(), name="tester")

@@ -180,12 +180,8 @@ async def calls(client: Client) -> list[str]:
 
 
 @pytest.mark.anyio
-async def test_connecting_is_quick_and_the_worker_small(gateway: Listening) -> None:
+async def test_an_idle_worker_that_listens_is_small(gateway: Listening) -> None:
     async with gateway.client("http", "legacy") as client:
-        await client.list_tools()
-    began = time.monotonic()
-    async with gateway.client("http", "legacy") as client:
-        assert time.monotonic() - began < 0.5
         await client.list_tools()
     assert int(status(gateway.process.pid)["VmRSS"].split()[0]) <= HTTP_WORKER_KIB
 

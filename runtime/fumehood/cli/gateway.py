@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from fumehood.execution import Work
     from fumehood.gateway.answering import Answering
     from fumehood.gateway.listen import Listening
-    from fumehood.gateway.served import ServedServer
-    from fumehood.gateway.upstream import Served
+    from fumehood.gateway.served import Served
     from fumehood.gateway_config import HttpConfig
     from fumehood.launch import Processes
 
@@ -98,7 +97,7 @@ def gateway(
     """
     from fumehood import launch
     from fumehood.gateway.listen import opened
-    from fumehood.gateway.served import ServedServer
+    from fumehood.gateway.served import Served
     from fumehood.given import load_profile, open_workspace
 
     if http is not None and unix is not None:
@@ -130,7 +129,7 @@ def gateway(
                 f"the profile {processes.loaded.name} has no `command`",
                 remedy="Name the server's command after --.",
             )
-        server = ServedServer(
+        server = Served(
             name=processes.loaded.name, profile=processes.loaded, argv=argv, workspace_fd=directory, workspace_path=path
         )
         anyio.run(_serve, processes, (server,), listening)
@@ -210,7 +209,7 @@ def _http(
         raise FumehoodError(Reason.BAD_REQUEST, str(error)) from error
 
 
-async def _serve(processes: Processes[Any], servers: Sequence[ServedServer], listening: Listening | None) -> None:
+async def _serve(processes: Processes[Any], servers: Sequence[Served], listening: Listening | None) -> None:
     """Serve, and what each reload says from then on. Without an operator process SIGHUP ends, as a terminal means it."""
     import anyio
 
@@ -231,7 +230,7 @@ async def _serve(processes: Processes[Any], servers: Sequence[ServedServer], lis
             async for served in taken:
                 if served.http is not None and listening is not None and listening.http is not None:
                     listening.http.adopt(served.http)
-                gateway.serve([_taken(server) for server in served.servers])
+                gateway.serve([_closing(server) for server in served.servers])
 
     streams = None if listening else stdio.claim()
     async with AsyncExitStack() as stack:
@@ -240,7 +239,7 @@ async def _serve(processes: Processes[Any], servers: Sequence[ServedServer], lis
         if processes.operator is not None:
             operator = await stack.enter_async_context(changes.operator(processes.operator))
         run, refuse = partial(_run, runtime.ports), partial(_refuse, runtime.ports)
-        began = [_taken(server) for server in servers]
+        began = [_closing(server) for server in servers]
         async with anyio.create_task_group() as tasks:
             async with open_gateway(began, run, refuse, runtime.new_task, runtime.ports.residences) as gateway:
                 began.clear()
@@ -255,19 +254,13 @@ async def _serve(processes: Processes[Any], servers: Sequence[ServedServer], lis
         os.close(fd)
 
 
-def _taken(server: ServedServer) -> Served:
-    """The server for the gateway, which lets go of its directory with it: when no call under way is its any more."""
+def _closing(server: Served) -> Served:
+    """The server, which lets go of its directory with itself: when no call under way is its any more."""
     import weakref
 
-    from fumehood.gateway.upstream import Served
-
-    served = Served(
-        name=server.name, profile=server.profile, argv=server.argv,
-        workspace_fd=server.workspace_fd, workspace_path=server.workspace_path,
-    )  # fmt: skip
     if server.workspace_fd is not None:
-        weakref.finalize(served, os.close, server.workspace_fd)
-    return served
+        weakref.finalize(server, os.close, server.workspace_fd)
+    return server
 
 
 async def _transports(

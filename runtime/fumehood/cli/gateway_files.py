@@ -18,7 +18,7 @@ from fumehood.reasons import Reason
 
 if TYPE_CHECKING:
     from fumehood.gateway.reading import Reader
-    from fumehood.gateway.served import ServedServer
+    from fumehood.gateway.served import Served
     from fumehood.gateway_config import ServerConfig
 
 PROBLEMS_EXIT = 125
@@ -38,7 +38,7 @@ class _Row:
     """One server, as it was found or as it is only named."""
 
     asked: ServerConfig
-    served: ServedServer | None = None
+    served: Served | None = None
     problems: list[FumehoodError] = field(default_factory=list)
 
 

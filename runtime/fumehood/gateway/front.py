@@ -37,8 +37,9 @@ from fumehood.gateway.protocol import (
 )
 from fumehood.gateway.relay import ClientRelay
 from fumehood.gateway.routes import Routes
+from fumehood.gateway.served import Served
 from fumehood.gateway.sessions import Sessions
-from fumehood.gateway.upstream import Refuse, Run, Served, Upstream, Wanted, failed
+from fumehood.gateway.upstream import Refuse, Run, Upstream, Wanted, failed
 from fumehood.model import Kind, Outcome
 from fumehood.reasons import Reason
 from fumehood.residence import Residences

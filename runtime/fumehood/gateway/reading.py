@@ -19,7 +19,7 @@ from fumehood.admission import verify
 from fumehood.config import Config
 from fumehood.faults import FumehoodError
 from fumehood.gateway.senders import read_senders
-from fumehood.gateway.served import HttpFront, ServedServer, ServedSet, Tls
+from fumehood.gateway.served import HttpFront, Served, ServedSet, Tls
 from fumehood.gateway_config import GatewayConfig, HttpConfig, Listen, ServerConfig, default_hosts, exposed
 from fumehood.image.store import ImageStore
 from fumehood.model import Deny, Sender, ToolCall
@@ -57,7 +57,7 @@ class Reader:
             remedy = "Name them below `gateway.servers`, or serve one with --profile."
             raise FumehoodError(Reason.CONFIG_INVALID, f"{where} names no servers", remedy=remedy)
         with ExitStack() as held:
-            servers: list[ServedServer] = []
+            servers: list[Served] = []
             for each in self.gateway.servers:
                 server = self.server(each)
                 servers.append(server)
@@ -68,14 +68,14 @@ class Reader:
             held.pop_all()
             return ServedSet(servers=tuple(servers), http=http, unix=unix)
 
-    def server(self, asked: ServerConfig) -> ServedServer:
+    def server(self, asked: ServerConfig) -> Served:
         """One server. Raises FumehoodError, its detail beginning with the server's place in the file."""
         directory: int | None = None
         try:
             directory = _open_directory(asked.workspace)
             profile = load(asked.profile, self._folders, self._uid, kept=self._state.profiles)
             profile = replace(profile, engine=asked.engine or profile.engine or self.found.engine)
-            served = ServedServer(
+            served = Served(
                 name=asked.name,
                 profile=profile,
                 argv=asked.command or profile.command,
@@ -91,7 +91,7 @@ class Reader:
             raise FumehoodError(error.reason, detail, remedy=error.remedy) from error
         return served
 
-    def judge(self, served: ServedServer) -> Deny | None:
+    def judge(self, served: Served) -> Deny | None:
         """Why every call of this server would be refused: by the code that judges calls, and before any is made."""
         if not served.argv:
             detail = f"the profile {served.profile.name} has no `command`"
@@ -134,7 +134,7 @@ class Reader:
         """The path of the unix socket, if one is asked for."""
         return fronts.unix or (None if fronts.http is not None else self.gateway.unix)
 
-    def keep_apart(self, servers: Sequence[ServedServer], unix: str | None) -> None:
+    def keep_apart(self, servers: Sequence[Served], unix: str | None) -> None:
         """Refuse a configuration of which a box could have written a part. Raises FumehoodError(CONFIG_UNSAFE)."""
         for server in servers:
             if server.workspace_fd is None or server.workspace_path is None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import ssl
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServedServer:
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class Served:
     """One server: its command under its profile, with the directory that its boxes see. `workspace_fd` is ours to close."""
 
     name: str
@@ -33,6 +33,13 @@ class ServedServer:
     argv: tuple[str, ...]
     workspace_fd: int | None = None
     workspace_path: str | None = None
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What makes it another server than it was: everything, but of a directory not the number of its descriptor."""
+        found = None if self.workspace_fd is None else os.fstat(self.workspace_fd)
+        # The profile and not its digest: the operator's engine is in the one and not in the other.
+        return (self.name, self.profile, self.argv, self.workspace_path, found and (found.st_dev, found.st_ino))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,7 @@ class HttpFront:
 class ServedSet:
     """Everything one gateway serves. With neither `http` nor `unix` (a socket's path) the client is on stdio."""
 
-    servers: tuple[ServedServer, ...]
+    servers: tuple[Served, ...]
     http: HttpFront | None = None
     unix: str | None = None
 
@@ -105,7 +112,7 @@ def parts_of(served: ServedSet) -> tuple[Part, ...]:
 def set_of(parts: Iterable[Part]) -> ServedSet:
     """The set whose messages these are; its descriptors are theirs. Raises ValueError for anything else."""
     by_kind: dict[str, Mapping[str, Any]] = {}
-    servers: list[ServedServer] = []
+    servers: list[Served] = []
     try:
         for part in parts:
             if "server" in part.fields:
@@ -121,17 +128,17 @@ def set_of(parts: Iterable[Part]) -> ServedSet:
         raise ValueError(f"not the parts of a served set: {error!r}") from error
 
 
-def _part_of(server: ServedServer) -> Part:
+def _part_of(server: Served) -> Part:
     fields = {
         "server": server.name, "profile": encoded(server.profile), "argv": server.argv, "path": server.workspace_path,
     }  # fmt: skip
     return Part(fields, () if server.workspace_fd is None else (server.workspace_fd,))
 
 
-def _server_of(part: Part) -> ServedServer:
+def _server_of(part: Part) -> Served:
     has = part.fields
     (directory,) = part.fds or (None,)
-    return ServedServer(
+    return Served(
         name=has["server"],
         profile=decoded(has["profile"]),
         argv=tuple(has["argv"]),

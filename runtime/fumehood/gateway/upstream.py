@@ -7,7 +7,6 @@ record, whatever its method is. Knows nothing of the SDK and nothing of boxes: `
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,30 +19,13 @@ from fumehood.gateway.catalogue import Catalogue, Shelf, UnreadError
 from fumehood.gateway.exchange import ClientFacts, Relay
 from fumehood.gateway.peer import Client
 from fumehood.gateway.protocol import TASKS_EXTENSION, printable
+from fumehood.gateway.served import Served
 from fumehood.gateway.sessions import Sessions
 from fumehood.model import Ask, Deny, Kind, Outcome, Profile, Result, Scope, Sender, ToolCall, WorkspaceMode
 from fumehood.reasons import Reason
 
 Run = Callable[[ToolCall, Work], Awaitable[Outcome]]
 Refuse = Callable[[ToolCall, Deny], Awaitable[Outcome]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
-class Served:
-    """One server of a gateway: its command, under one profile."""
-
-    name: str
-    profile: Profile
-    argv: tuple[str, ...]
-    workspace_fd: int | None = None
-    workspace_path: str | None = None
-
-    @property
-    def identity(self) -> tuple[object, ...]:
-        """What makes it another server than it was: everything, but of a directory not the number of its descriptor."""
-        found = None if self.workspace_fd is None else os.fstat(self.workspace_fd)
-        # The profile and not its digest: the operator's engine is in the one and not in the other.
-        return (self.name, self.profile, self.argv, self.workspace_path, found and (found.st_dev, found.st_ino))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

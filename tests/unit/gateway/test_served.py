@@ -10,14 +10,14 @@ import pytest
 
 from fumehood import profile, wire
 from fumehood.gateway.senders import digest_of, parse_senders
-from fumehood.gateway.served import HttpFront, ServedServer, ServedSet, Tls, parts_of, set_of
+from fumehood.gateway.served import HttpFront, Served, ServedSet, Tls, parts_of, set_of
 from fumehood.gateway_config import Listen
 from fumehood.operating import Part
 
 
-def server(name: str, **fields: Any) -> ServedServer:
+def server(name: str, **fields: Any) -> Served:
     loaded = profile.load("mcp-server-git", (profile.shipped_folder(),), os.getuid())
-    return ServedServer(name=name, profile=loaded, argv=("git", "-v"), **fields)
+    return Served(name=name, profile=loaded, argv=("git", "-v"), **fields)
 
 
 def front(**fields: Any) -> HttpFront:
