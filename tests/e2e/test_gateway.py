@@ -169,7 +169,6 @@ async def test_bad_servers_give_typed_results_and_closed_records(
         "flood": ("failed", "server_garbage"),
         "long_line": ("failed", "result_too_large"),
         "huge": ("failed", "result_too_large"),
-        "error": ("failed", "server_error"),
         "hang": ("killed", "wall"),
     }
     found: dict[str, tuple[str, str]] = {}
@@ -184,6 +183,9 @@ async def test_bad_servers_give_typed_results_and_closed_records(
                 found[tool] = (outcome["result"], outcome["reason"])
                 assert text(result).startswith(f"fumehood: {outcome['reason']}: ")
                 names.append(outcome["task"])
+            with pytest.raises(MCPError) as caught:
+                await client.call_tool("error", {})
+            assert caught.value.error.code == -32042, "the server's own error passes as it came"
             assert not (await client.call_tool("echo", {"a": 1})).is_error
             stubborn = await client.call_tool("subprocess_line", {})
             assert text(stubborn) == "done"
@@ -192,6 +194,7 @@ async def test_bad_servers_give_typed_results_and_closed_records(
     assert {
         tool: (records[task]["result"], records[task]["reason"]) for tool, task in zip(expected, names, strict=True)
     } == found
+    assert "server_error" in {record["reason"] for record in records.values()}
 
 
 @pytest.mark.anyio
