@@ -203,7 +203,7 @@ async def test_the_end_of_the_gateway_ends_every_call() -> None:
         streams = [await door.connect() for _ in range(2)]
         await streams[0].send(request(door, call("hang")))
         await streams[1].send(request(older, call_older("hang")))
-        await until(lambda: len(door.spine.pids) == 3)
+        await until(lambda: len(door.spine.pids) == 4)  # a reading of each era
         spine = door.spine
     assert [outcome.reason for call_, outcome in spine.outcomes if call_.tool == "hang"] == [Reason.CANCELLED] * 2
     for stream in streams:
