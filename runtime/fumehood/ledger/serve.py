@@ -35,7 +35,7 @@ from fumehood.store.database import Connection, Database, opened
 BATCH = 128
 # How long an event may wait for others. Should this process be killed meanwhile, the timeline of a call lacks its last steps; its
 # record is there, and says that it was never closed.
-LINGER_S = 0.03
+LINGER_S = 0.004
 WRITES = frozenset({"open", "event", "close", "close_lost"})
 _log = logging.getLogger("fumehood.ledger")
 
