@@ -30,7 +30,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    yield from browser_lab("b")
+    with browser_lab("b") as made:
+        yield made
 
 
 @pytest.fixture(scope="module", params=["oci", "docker"])

@@ -19,7 +19,7 @@ from mcp import Client, StdioServerParameters
 
 import fumehood
 from handing import boxes, until
-from lab import FUMEHOOD, STORE, Lab, close_lab, docker_answers, open_lab
+from lab import Lab, docker_answers, lab_for
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.root
@@ -33,15 +33,8 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """A state folder and a configuration of this file's own; the image store is shared."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: real boxes")
-    if not FUMEHOOD.exists() or not (STORE / "names" / "python").exists():
-        pytest.skip("needs ./scripts/setup: the command and the image `python`")
-    made = open_lab("d")
-    try:
+    with lab_for("python", "d") as made:
         yield made
-    finally:
-        close_lab(made)
 
 
 @pytest.fixture(scope="module", params=["oci", "docker"])

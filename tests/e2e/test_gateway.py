@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,8 +16,7 @@ import anyio
 import pytest
 from mcp import Client, MCPError, StdioServerParameters
 
-import lab
-from lab import FUMEHOOD, PARENT, RISKS, STORE, Lab, docker_answers, gone, with_marker
+from lab import FUMEHOOD, Lab, docker_answers, gone, lab_for, with_marker
 
 
 def tasks(of: Lab) -> list[dict[str, Any]]:
@@ -46,23 +44,8 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def gateway_lab() -> Iterator[Lab]:
     """A state folder and a configuration of this file's own; the image store is shared."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: real boxes")
-    if not FUMEHOOD.exists() or not (STORE / "names" / "mcp-reference").exists():
-        pytest.skip("needs ./scripts/setup: the command and the image `mcp-reference`")
-    PARENT.mkdir(mode=0o711, exist_ok=True)
-    folder = PARENT / f"{os.getpid()}g"
-    for name in ("", "home", "profiles", "workspaces", "state", "state/run", "state/ids", "state/locks"):
-        (folder / name).mkdir(mode=0o700 if name in {"state/ids", "state/locks"} else 0o711)
-    (folder / "state" / "images").symlink_to(STORE)
-    (folder / "fumehood.yaml").write_text(f"accept_risk: [{', '.join(RISKS)}]\n")
-    inotify = lab._libc.inotify_init1(lab._IN_NONBLOCK | lab._IN_CLOEXEC)
-    assert lab._libc.inotify_add_watch(inotify, os.fsencode(folder / "state" / "run"), lab._IN_CREATE) >= 0
-    try:
-        yield Lab(folder, inotify)
-    finally:
-        os.close(inotify)
-        shutil.rmtree(folder, ignore_errors=True)
+    with lab_for("mcp-reference", "g") as made:
+        yield made
 
 
 @pytest.fixture(scope="module", params=["oci", "docker"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import FUMEHOOD, STORE, Lab, close_lab, docker_answers, open_lab
+from lab import Lab, docker_answers, lab_for
 from userlab import UserLab, open_user_lab
 
 E2E = Path(__file__).resolve().parents[1] / "e2e"
@@ -25,15 +24,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: real boxes")
-    if not FUMEHOOD.exists() or not (STORE / "names" / "python").exists():
-        pytest.skip("needs ./scripts/setup: the command and the image `python`")
-    made = open_lab()
-    try:
+    with lab_for("python") as made:
         yield made
-    finally:
-        close_lab(made)
 
 
 @pytest.fixture(scope="session")

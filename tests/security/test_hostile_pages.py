@@ -23,7 +23,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    yield from browser_lab("h")
+    with browser_lab("h") as made:
+        yield made
 
 
 @pytest.fixture
