@@ -19,15 +19,10 @@ from mcp import Client, StdioServerParameters
 
 import fumehood
 from handing import boxes, until
-from lab import Lab, docker_answers, lab_for
+from lab import Lab, lab_for
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +32,15 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
-@pytest.fixture(scope="module", params=["oci", "docker"])
-def engine(request: pytest.FixtureRequest, lab: Lab) -> str:
-    name: str = request.param
-    if name == "docker" and not docker_answers():
-        pytest.skip("no Docker engine answers")
+@pytest.fixture(scope="module")
+def engine(engine: str, lab: Lab) -> str:
+    """The engine, which the examples' runtimes learn from the configuration."""
     with (lab.folder / "fumehood.yaml").open("a+") as file:
         file.seek(0)
         text = re.sub(r"^engine:.*\n", "", file.read(), flags=re.MULTILINE)
         file.truncate(0)
-        file.write(f"{text}engine: {name}\n")
-    return name
-
-
-@pytest.fixture
-def nothing_left(lab: Lab) -> Iterator[None]:
-    yield
-    assert lab.left() == []
+        file.write(f"{text}engine: {engine}\n")
+    return engine
 
 
 def server(lab: Lab, script: str) -> StdioServerParameters:

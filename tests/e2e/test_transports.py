@@ -41,11 +41,6 @@ HTTP_WORKER_KIB = 110 * 1024
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def transports_lab() -> Iterator[Lab]:
     with lab_for("mcp-reference", "t") as made:

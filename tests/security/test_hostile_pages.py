@@ -16,11 +16,6 @@ from lab import Lab, gone, pids
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.usefixtures("nothing_left")]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with browser_lab("h") as made:
