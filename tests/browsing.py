@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from mcp import Client, StdioServerParameters
 
-from lab import FUMEHOOD, Lab, close_lab, open_lab
+from lab import FUMEHOOD, Lab, lab_for, needs
 
 ROOT = Path(__file__).resolve().parents[1]
 # Says what it is by its title and its words, changes both on a click, and has a colour that no empty page has.
@@ -25,18 +23,13 @@ PAGE = """\
 """
 
 
+@contextmanager
 def browser_lab(mark: str) -> Iterator[Lab]:
     """A lab with the image `browser`, which is built on first need (a minute) and then only checked."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: real boxes")
-    if not FUMEHOOD.exists():
-        pytest.skip("needs ./scripts/setup")
+    needs()
     subprocess.run([str(ROOT / "scripts" / "build-images"), "browser"], check=True, timeout=900)
-    lab = open_lab(mark)
-    try:
+    with lab_for("browser", mark) as lab:
         yield lab
-    finally:
-        close_lab(lab)
 
 
 def browser_profile(lab: Lab, name: str, text: str = "", *, of: str = "browser") -> str:

@@ -1,4 +1,7 @@
-"""What all tests share: the folder of helpers on the path, and no silent skips of security tests in CI.
+"""What all tests share: fixtures, and no silent skips of security tests in CI.
+
+A module or folder whose tests make real boxes has a fixture `lab` of its own, from `lab.lab_for`: `engine` and `nothing_left` are
+about that one.
 
 A test that needs root or an engine is skipped where there is none. On a laptop that is honest; in CI (`FUMEHOOD_CI=1`, root, every
 engine) a skipped security test is an attack that nobody tried, so the run fails.
@@ -7,14 +10,11 @@ engine) a skipped security test is an attack that nobody tried, so the run fails
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-TESTS = Path(__file__).parent
-if str(TESTS) not in sys.path:
-    sys.path.insert(0, str(TESTS))
+from lab import Lab, docker_answers, needs_oci
 
 _skipped: list[str] = []
 
@@ -37,3 +37,31 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("security tests skipped, which fails in CI", red=True)
         for name in _skipped:
             terminalreporter.line(name)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def has_docker() -> bool:
+    return docker_answers()
+
+
+@pytest.fixture(scope="module", params=["oci", "docker"])
+def engine(request: pytest.FixtureRequest, lab: Lab, has_docker: bool) -> str:  # noqa: ARG001 - root comes first
+    """Each engine in turn, or a skip where it is not there."""
+    name: str = request.param
+    if name == "docker" and not has_docker:
+        pytest.skip("no Docker engine answers")
+    if name == "oci":
+        needs_oci()
+    return name
+
+
+@pytest.fixture
+def nothing_left(lab: Lab) -> Iterator[None]:
+    """After the test nothing of any runtime of the lab's is left on the host."""
+    yield
+    assert lab.left() == []

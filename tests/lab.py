@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import fumehood
 
 PARENT = Path("/var/lib/fumehood-tests")
@@ -261,6 +263,34 @@ def close_lab(lab: Lab) -> None:
     """Remove the session's folder."""
     os.close(lab.inotify)
     shutil.rmtree(lab.folder, ignore_errors=True)
+
+
+def needs(*images: str) -> None:
+    """Skip where no real box can be made: without root, the command or one of these images."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: real boxes")
+    missing = [f"the image `{image}`" for image in images if not (STORE / "names" / image).exists()]
+    if not FUMEHOOD.exists():
+        missing.insert(0, "the command")
+    if missing:
+        pytest.skip(f"needs ./scripts/setup: {', '.join(missing)}")
+
+
+def needs_oci() -> None:
+    """Skip where no OCI runtime is installed."""
+    if not (shutil.which("crun") or shutil.which("runc")):
+        pytest.skip("no OCI runtime is installed")
+
+
+@contextmanager
+def lab_for(image: str, mark: str = "") -> Iterator[Lab]:
+    """A lab for the body, or a skip where it or the image cannot be had. `mark` tells the labs of one session apart."""
+    needs(image)
+    lab = open_lab(mark)
+    try:
+        yield lab
+    finally:
+        close_lab(lab)
 
 
 def docker(*args: str) -> str:

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import fumehood
 from fumehood.broker.cgroups import parse_trees
-from lab import FUMEHOOD, PARENT, RISKS, Done, Lab, Live, pids, status
+from lab import FUMEHOOD, PARENT, RISKS, Done, Lab, Live, needs, pids, status
 
 SUBIDS = 65_536
 FIRST = 2**28  # far from what useradd hands out, and below the range of root's boxes
@@ -145,8 +147,11 @@ class UserLab(Lab):
 
 
 @contextmanager
-def open_user_lab(letter: str) -> Iterator[UserLab]:
-    """A user for the body. `letter` tells labs of one session apart."""
+def user_lab_for(image: str, letter: str) -> Iterator[UserLab]:
+    """A user for the body, or a skip as of `lab_for`. `letter` tells labs of one session apart."""
+    needs(image)
+    if not (shutil.which("newuidmap") and shutil.which("crun")):
+        pytest.skip("needs newuidmap and crun")
     name = f"fumehood-{letter}{os.getpid()}"
     PARENT.mkdir(mode=0o711, exist_ok=True)
     PARENT.chmod(0o711)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,39 +14,19 @@ import pytest
 from mcp import Client
 
 from browsing import PAGE, browser_lab, browser_profile, browsing, command_of, record_of, sitting, text
-from lab import Lab, docker_answers
+from lab import Lab
 
-pytestmark = [pytest.mark.root, pytest.mark.anyio]
+# What may not be left: a zygote, a renderer.
+pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.usefixtures("nothing_left")]
 SERVED = """\
 require("http").createServer((_, answer) => answer.end("<title>served inside</title>")).listen(8080, "127.0.0.1");
 """
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    yield from browser_lab("b")
-
-
-@pytest.fixture(scope="module", params=["oci", "docker"])
-def engine(request: pytest.FixtureRequest, lab: Lab) -> str:  # noqa: ARG001 - root comes first
-    name: str = request.param
-    if name == "docker" and not docker_answers():
-        pytest.skip("no Docker engine answers")
-    if name == "oci" and not (shutil.which("crun") or shutil.which("runc")):
-        pytest.skip("no OCI runtime is installed")
-    return name
-
-
-@pytest.fixture(autouse=True)
-def nothing_left(lab: Lab) -> Iterator[None]:
-    """After the test nothing of any box is left on the host: no zygote, no renderer."""
-    yield
-    assert lab.left() == []
+    with browser_lab("b") as made:
+        yield made
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from lab import FUMEHOOD, STORE, Lab, close_lab, open_lab
+from lab import FUMEHOOD, Lab, lab_for
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENTS = ROOT / "tests" / "peers" / "clients"
@@ -31,15 +31,8 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: real boxes")
-    if not (STORE / "names" / "mcp-reference").exists():
-        pytest.skip("needs ./scripts/setup: the image `mcp-reference`")
-    made = open_lab("cl")
-    try:
+    with lab_for("mcp-reference", "cl") as made:
         yield made
-    finally:
-        close_lab(made)
 
 
 @pytest.fixture(scope="module")

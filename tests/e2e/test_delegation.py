@@ -19,48 +19,28 @@ from mcp import Client, StdioServerParameters
 
 import fumehood
 from handing import boxes, until
-from lab import FUMEHOOD, STORE, Lab, close_lab, docker_answers, open_lab
+from lab import Lab, lab_for
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """A state folder and a configuration of this file's own; the image store is shared."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: real boxes")
-    if not FUMEHOOD.exists() or not (STORE / "names" / "python").exists():
-        pytest.skip("needs ./scripts/setup: the command and the image `python`")
-    made = open_lab("d")
-    try:
+    with lab_for("python", "d") as made:
         yield made
-    finally:
-        close_lab(made)
 
 
-@pytest.fixture(scope="module", params=["oci", "docker"])
-def engine(request: pytest.FixtureRequest, lab: Lab) -> str:
-    name: str = request.param
-    if name == "docker" and not docker_answers():
-        pytest.skip("no Docker engine answers")
+@pytest.fixture(scope="module")
+def engine(engine: str, lab: Lab) -> str:
+    """The engine, which the examples' runtimes learn from the configuration."""
     with (lab.folder / "fumehood.yaml").open("a+") as file:
         file.seek(0)
         text = re.sub(r"^engine:.*\n", "", file.read(), flags=re.MULTILINE)
         file.truncate(0)
-        file.write(f"{text}engine: {name}\n")
-    return name
-
-
-@pytest.fixture
-def nothing_left(lab: Lab) -> Iterator[None]:
-    yield
-    assert lab.left() == []
+        file.write(f"{text}engine: {engine}\n")
+    return engine
 
 
 def server(lab: Lab, script: str) -> StdioServerParameters:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,8 +16,7 @@ import anyio
 import pytest
 from mcp import Client, MCPError, StdioServerParameters
 
-import lab
-from lab import FUMEHOOD, PARENT, RISKS, STORE, Lab, docker_answers, gone, with_marker
+from lab import FUMEHOOD, Lab, gone, lab_for, with_marker
 
 
 def tasks(of: Lab) -> list[dict[str, Any]]:
@@ -38,56 +36,19 @@ filesystem: {workspace: ro}
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
-def gateway_lab() -> Iterator[Lab]:
+def lab() -> Iterator[Lab]:
     """A state folder and a configuration of this file's own; the image store is shared."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: real boxes")
-    if not FUMEHOOD.exists() or not (STORE / "names" / "mcp-reference").exists():
-        pytest.skip("needs ./scripts/setup: the command and the image `mcp-reference`")
-    PARENT.mkdir(mode=0o711, exist_ok=True)
-    folder = PARENT / f"{os.getpid()}g"
-    for name in ("", "home", "profiles", "workspaces", "state", "state/run", "state/ids", "state/locks"):
-        (folder / name).mkdir(mode=0o700 if name in {"state/ids", "state/locks"} else 0o711)
-    (folder / "state" / "images").symlink_to(STORE)
-    (folder / "fumehood.yaml").write_text(f"accept_risk: [{', '.join(RISKS)}]\n")
-    inotify = lab._libc.inotify_init1(lab._IN_NONBLOCK | lab._IN_CLOEXEC)
-    assert lab._libc.inotify_add_watch(inotify, os.fsencode(folder / "state" / "run"), lab._IN_CREATE) >= 0
-    try:
-        yield Lab(folder, inotify)
-    finally:
-        os.close(inotify)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module", params=["oci", "docker"])
-def engine(request: pytest.FixtureRequest, gateway_lab: Lab) -> str:  # noqa: ARG001 - root comes first
-    name: str = request.param
-    if name == "docker" and not docker_answers():
-        pytest.skip("no Docker engine answers")
-    if name == "oci" and not (shutil.which("crun") or shutil.which("runc")):
-        pytest.skip("no OCI runtime is installed")
-    return name
+    with lab_for("mcp-reference", "g") as made:
+        yield made
 
 
 @pytest.fixture
-def nothing_left(gateway_lab: Lab) -> Iterator[None]:
-    """After the test nothing of any box is left on the host."""
-    yield
-    assert gateway_lab.left() == []
-
-
-@pytest.fixture
-def peer(gateway_lab: Lab) -> tuple[str, Path]:
+def peer(lab: Lab) -> tuple[str, Path]:
     """A profile that allows everything of `peer`, and a workspace that holds it."""
-    workspace = gateway_lab.workspace("peer")
+    workspace = lab.workspace("peer")
     shutil.copy(PEER, workspace / "peer.py")
-    return gateway_lab.profile("peer", PROFILE), workspace
+    return lab.profile("peer", PROFILE), workspace
 
 
 def command(of: Lab, engine: str, profile: str, workspace: Path | None, *argv: str) -> StdioServerParameters:
@@ -119,7 +80,7 @@ REFERENCE: list[tuple[str, str, dict[str, Any], str | None, str]] = [
     ("profile", "tool", "arguments", "directory", "era"), REFERENCE, ids=[f"{row[0]}-{row[4]}" for row in REFERENCE]
 )
 async def test_each_call_of_a_real_server_runs_in_a_container_of_its_own(
-    gateway_lab: Lab,
+    lab: Lab,
     engine: str,
     profile: str,
     tool: str,
@@ -130,18 +91,18 @@ async def test_each_call_of_a_real_server_runs_in_a_container_of_its_own(
 ) -> None:
     workspace = None
     if directory is not None:
-        workspace = gateway_lab.workspace(directory)
+        workspace = lab.workspace(directory)
         if directory == "repository":
             make_repository(workspace)
     with anyio.fail_after(60):
-        async with Client(command(gateway_lab, engine, profile, workspace), mode=era) as client:
+        async with Client(command(lab, engine, profile, workspace), mode=era) as client:
             assert tool in [each.name for each in (await client.list_tools()).tools]
             results = [await client.call_tool(tool, arguments) for _ in range(2)]
     assert [result.is_error for result in results] == [False, False]
     if profile == "mcp-server-git":
         assert "the first commit" in text(results[0])
     names = [result.meta["fumehood/task"] for result in results if result.meta]
-    records = {record["task"]: record for record in tasks(gateway_lab)}
+    records = {record["task"]: record for record in tasks(lab)}
     assert len({records[name]["container"] for name in names}) == 2
     assert {records[name]["result"] for name in names} == {"ok"}
     assert {records[name]["engine"] for name in names} == {engine}
@@ -157,7 +118,7 @@ def make_repository(folder: Path) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("mode", ["modern", "legacy"])
 async def test_bad_servers_give_typed_results_and_closed_records(
-    gateway_lab: Lab,
+    lab: Lab,
     engine: str,
     mode: str,
     peer: tuple[str, Path],
@@ -174,7 +135,7 @@ async def test_bad_servers_give_typed_results_and_closed_records(
     found: dict[str, tuple[str, str]] = {}
     names: list[str] = []
     with anyio.fail_after(90):
-        async with Client(command(gateway_lab, engine, *peer, *in_box(mode))) as client:
+        async with Client(command(lab, engine, *peer, *in_box(mode))) as client:
             for tool in expected:
                 result = await client.call_tool(tool, {})
                 assert result.is_error
@@ -190,7 +151,7 @@ async def test_bad_servers_give_typed_results_and_closed_records(
             stubborn = await client.call_tool("subprocess_line", {})
             assert text(stubborn) == "done"
     assert found == expected
-    records = {record["task"]: record for record in tasks(gateway_lab)}
+    records = {record["task"]: record for record in tasks(lab)}
     assert {
         tool: (records[task]["result"], records[task]["reason"]) for tool, task in zip(expected, names, strict=True)
     } == found
@@ -198,14 +159,14 @@ async def test_bad_servers_give_typed_results_and_closed_records(
 
 
 @pytest.mark.anyio
-async def test_progress_and_media_come_through_a_box(gateway_lab: Lab, engine: str, peer: tuple[str, Path]) -> None:
+async def test_progress_and_media_come_through_a_box(lab: Lab, engine: str, peer: tuple[str, Path]) -> None:
     steps: list[float] = []
 
     async def progress(done: float, _total: float | None, _message: str | None) -> None:
         steps.append(done)
 
     with anyio.fail_after(60):
-        async with Client(command(gateway_lab, engine, *peer, *in_box())) as client:
+        async with Client(command(lab, engine, *peer, *in_box())) as client:
             await client.call_tool("progress", {}, progress_callback=progress)
             media = await client.call_tool("media", {})
     assert steps == [1, 2, 3]
@@ -215,25 +176,25 @@ async def test_progress_and_media_come_through_a_box(gateway_lab: Lab, engine: s
 
 @pytest.mark.anyio
 async def test_a_server_that_cannot_start_is_one_typed_error(
-    gateway_lab: Lab, engine: str, peer: tuple[str, Path]
+    lab: Lab, engine: str, peer: tuple[str, Path]
 ) -> None:
     for argv, reasons in ((in_box("dies"), {"server_died"}), (("/no/such/server",), {"not_executable", "server_died"})):
         with anyio.fail_after(60):
-            async with Client(command(gateway_lab, engine, *peer, *argv)) as client:
+            async with Client(command(lab, engine, *peer, *argv)) as client:
                 with pytest.raises(MCPError) as refused:
                     await client.list_tools()
                 assert refused.value.data["reason"] in reasons
 
 
 @pytest.mark.anyio
-async def test_a_tool_that_is_not_allowed_leaves_a_refused_record(gateway_lab: Lab, engine: str) -> None:
+async def test_a_tool_that_is_not_allowed_leaves_a_refused_record(lab: Lab, engine: str) -> None:
     with anyio.fail_after(60):
-        async with Client(command(gateway_lab, engine, "mcp-server-time", None)) as client:
+        async with Client(command(lab, engine, "mcp-server-time", None)) as client:
             with pytest.raises(MCPError) as refused:
                 await client.call_tool("rm_rf", {})
     data = refused.value.data
     assert data["reason"] == "tool_not_allowed"
-    record = next(record for record in tasks(gateway_lab) if record["task"] == data["task"])
+    record = next(record for record in tasks(lab) if record["task"] == data["task"])
     assert (record["result"], record["reason"]) == ("refused", "tool_not_allowed")
 
 
@@ -299,13 +260,13 @@ def reads_nothing(pid: int) -> bool:
 
 
 def test_a_cancel_kills_the_box_within_200_ms(
-    gateway_lab: Lab,
+    lab: Lab,
     engine: str,
     peer: tuple[str, Path],
     nothing_left: None,  # noqa: ARG001 - a check, not a value
 ) -> None:
     marker = f"marker-cancel-{engine}"
-    with raw_gateway(gateway_lab, engine, *peer, *in_box("modern", marker)) as raw:
+    with raw_gateway(lab, engine, *peer, *in_box("modern", marker)) as raw:
         pid = hanging_server(raw, marker, 1)
         began_s = time.monotonic()
         raw.send(method="notifications/cancelled", params={"requestId": 1})
@@ -316,20 +277,20 @@ def test_a_cancel_kills_the_box_within_200_ms(
         assert raw.process.stdin is not None
         raw.process.stdin.close()
         assert raw.process.wait(timeout=20) == 0
-    newest = next(record for record in tasks(gateway_lab) if record["tool"] == "hang")
+    newest = next(record for record in tasks(lab) if record["tool"] == "hang")
     assert (newest["result"], newest["reason"]) == ("killed", "cancelled")
 
 
 @pytest.mark.parametrize("how", ["hangs up", "terminates"])
 def test_a_client_that_leaves_takes_its_boxes_along(
-    gateway_lab: Lab,
+    lab: Lab,
     engine: str,
     how: str,
     peer: tuple[str, Path],
     nothing_left: None,  # noqa: ARG001 - a check, not a value
 ) -> None:
     marker = f"marker-{how.replace(' ', '-')}-{engine}"
-    with raw_gateway(gateway_lab, engine, *peer, *in_box("modern", marker)) as raw:
+    with raw_gateway(lab, engine, *peer, *in_box("modern", marker)) as raw:
         pid = hanging_server(raw, marker, 1)
         if how == "hangs up":
             assert raw.process.stdin is not None
@@ -340,14 +301,14 @@ def test_a_client_that_leaves_takes_its_boxes_along(
         assert raw.process.wait(timeout=20) == 0
 
 
-def test_nothing_but_protocol_is_on_stdout(gateway_lab: Lab, engine: str, peer: tuple[str, Path]) -> None:
-    params = command(gateway_lab, engine, *peer, *in_box())
+def test_nothing_but_protocol_is_on_stdout(lab: Lab, engine: str, peer: tuple[str, Path]) -> None:
+    params = command(lab, engine, *peer, *in_box())
     frames = [b"not json", b'{"jsonrpc":"2.0","id":true,"method":"ping"}', b"\xff"]
     done = subprocess.run(
         [params.command, *params.args],
         input=b"\n".join(frames) + b"\n",
         capture_output=True,
-        env=gateway_lab.env,
+        env=lab.env,
         timeout=60,
         check=False,
     )
@@ -364,8 +325,8 @@ def test_nothing_but_protocol_is_on_stdout(gateway_lab: Lab, engine: str, peer: 
         (["--profile", "mcp-server-git", "--workspace", "/no/such/directory"], "workspace_unreadable"),
     ],
 )
-def test_what_cannot_be_served_is_one_line_and_no_protocol(gateway_lab: Lab, args: list[str], word: str) -> None:
-    done = gateway_lab.fumehood("gateway", *args)
+def test_what_cannot_be_served_is_one_line_and_no_protocol(lab: Lab, args: list[str], word: str) -> None:
+    done = lab.fumehood("gateway", *args)
     assert done.status == 125
     assert done.stdout == ""
     assert word in done.one_clear_line()

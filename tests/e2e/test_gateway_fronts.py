@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 import socket
 import ssl
 import stat
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lab import FUMEHOOD, STORE, Lab, close_lab, open_lab
+from lab import Lab, lab_for
 from live_gateway import META, LiveGateway, configure, live_gateway, napping
 
 pytestmark = pytest.mark.root
@@ -25,16 +24,9 @@ pytestmark = pytest.mark.root
 @pytest.fixture(scope="module")
 def front_lab() -> Iterator[Lab]:
     """A state folder and a configuration of this file's own; the image store is shared."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: real boxes")
-    if not FUMEHOOD.exists() or not (STORE / "names" / "python").exists():
-        pytest.skip("needs ./scripts/setup: the command and the image `python`")
-    made = open_lab("f")
-    try:
+    with lab_for("python", "f") as made:
         yield made
         assert made.left() == []
-    finally:
-        close_lab(made)
 
 
 def token(of: Lab, name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fumehood import operating
-from lab import FUMEHOOD, STORE, Lab, close_lab, open_lab
+from lab import Lab, lab_for, needs_oci
 from live_gateway import configure, live_gateway, napping, naps
 
 pytestmark = pytest.mark.root
@@ -20,18 +19,10 @@ pytestmark = pytest.mark.root
 @pytest.fixture(scope="module")
 def reload_lab() -> Iterator[Lab]:
     """A state folder and a configuration of this file's own; the image store is shared."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: real boxes")
-    if not FUMEHOOD.exists() or not (STORE / "names" / "python").exists():
-        pytest.skip("needs ./scripts/setup: the command and the image `python`")
-    if not (shutil.which("crun") or shutil.which("runc")):
-        pytest.skip("no OCI runtime is installed")
-    made = open_lab("r")
-    try:
+    with lab_for("python", "r") as made:
+        needs_oci()
         yield made
         assert made.left() == []
-    finally:
-        close_lab(made)
 
 
 def test_a_call_in_flight_ends_under_the_old_configuration_and_the_new_server_is_listed(reload_lab: Lab) -> None:

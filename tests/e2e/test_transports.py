@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 import signal
@@ -25,7 +24,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
-from lab import FUMEHOOD, STORE, Lab, close_lab, gone, open_lab, status, with_marker
+from lab import FUMEHOOD, Lab, gone, lab_for, needs_oci, status, with_marker
 
 PEER = Path(__file__).parent / "servers" / "peer.py"
 # What `socat - UNIX-CONNECT:PATH` does.
@@ -42,24 +41,11 @@ HTTP_WORKER_KIB = 110 * 1024
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def transports_lab() -> Iterator[Lab]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: real boxes")
-    if not FUMEHOOD.exists() or not (STORE / "names" / "mcp-reference").exists():
-        pytest.skip("needs ./scripts/setup: the command and the image `mcp-reference`")
-    if not (shutil.which("crun") or shutil.which("runc")):
-        pytest.skip("no OCI runtime is installed")
-    made = open_lab()
-    try:
+    with lab_for("mcp-reference", "t") as made:
+        needs_oci()
         yield made
-    finally:
-        close_lab(made)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import Lab, close_lab, open_lab
+from lab import Lab, lab_for
 
 pytestmark = pytest.mark.root
 DIRECT = "limits: {disk: unlimited}\nfilesystem: {workspace: direct}\n"
@@ -63,11 +63,8 @@ def test_a_socket_or_fifo_of_the_hosts_refuses_the_call(lab: Lab, engine: str, k
 @pytest.fixture
 def deep_lab() -> Iterator[Lab]:
     """A state folder whose paths are longer than a mount option may be."""
-    made = open_lab("deep" + "x" * 120)
-    try:
+    with lab_for("python", "deep" + "x" * 120) as made:
         yield made
-    finally:
-        close_lab(made)
 
 
 @pytest.mark.parametrize("mode", ["ro", "rw"])

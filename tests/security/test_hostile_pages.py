@@ -16,14 +16,10 @@ from lab import Lab, gone, pids
 pytestmark = [pytest.mark.root, pytest.mark.anyio, pytest.mark.usefixtures("nothing_left")]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    yield from browser_lab("h")
+    with browser_lab("h") as made:
+        yield made
 
 
 @pytest.fixture
