@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fumehood.model import Binding, FileChange, Frame, Image, Outcome, ToolCall, Usage
+from fumehood.model import Binding, FileChange, Frame, Image, Keeping, Outcome, Sender, ToolCall, Usage
 from fumehood.reasons import Reason
 from fumehood.residence import Residences
 
@@ -93,6 +93,23 @@ class Broker(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Whose a call was, how it went, and what is kept of it: `fd` is the reader's to close, None when nothing is."""
+
+    sender: Sender
+    front_door: str
+    is_open: bool
+    result: str | None
+    reason: str | None
+    opened_at_s: float
+    closed_at_s: float | None
+    fd: int | None = None
+    size_bytes: int = 0
+    kept_at_s: float = 0.0
+    until_s: float = 0.0
+
+
 class Ledger(Protocol):
     """The ledger process. Raises `LedgerGone` when it cannot make durable what it was given."""
 
@@ -106,6 +123,17 @@ class Ledger(Protocol):
 
     async def close(self, outcome: Outcome) -> None:
         """Close the record with its outcome."""
+        ...
+
+    async def keep(self, task: str, kind: Keeping, source: int, offset: int, size: int) -> float:
+        """Keep bytes of a sealed memory file beside a record of this runtime's; until when they are kept (epoch).
+
+        Raises `Refused` when they cannot be kept. Returns only when they are on disk.
+        """
+        ...
+
+    async def kept(self, task: str, kind: Keeping) -> Kept | None:
+        """What is kept of any task; None when there is no such task. Whether it may be read is the caller's to judge."""
         ...
 
 
