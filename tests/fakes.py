@@ -161,8 +161,8 @@ class NoBroker:
     async def put(self, task: str, source: int, path: str) -> None:
         raise _no_box(task, source, path)
 
-    async def get(self, task: str, path: str, target: int) -> None:
-        raise _no_box(task, path, target)
+    async def get(self, task: str, path: str, target: int, most_bytes: int | None = None) -> None:
+        raise _no_box(task, path, target, most_bytes)
 
     async def settle(self, task: str, action: str, protect: Sequence[str]) -> Settled:
         raise _no_box(task, action, protect)

@@ -80,8 +80,8 @@ class Broker(Protocol):
         """Copy what `source` holds to a new file of the workspace, before the start."""
         ...
 
-    async def get(self, task: str, path: str, target: int) -> None:
-        """Copy a regular file of the workspace into `target`, after the end."""
+    async def get(self, task: str, path: str, target: int, most_bytes: int | None = None) -> None:
+        """Copy a regular file of the workspace into `target`, after the end. BoxFailed(RESULT_TOO_LARGE) for more."""
         ...
 
     async def settle(self, task: str, action: str, protect: Sequence[str]) -> Settled:

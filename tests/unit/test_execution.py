@@ -66,7 +66,7 @@ class PlainProcessBox:
     async def put(self, source: int, path: str) -> None:
         self.copied.append(f"put {path} {os.read(source, 100).decode()}")
 
-    async def get(self, path: str, target: int) -> None:
+    async def get(self, path: str, target: int, most_bytes: int | None = None) -> None:  # noqa: ARG002 - as the real one
         self.copied.append(f"get {path}")
         os.write(target, b"got")
 
