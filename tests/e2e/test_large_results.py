@@ -6,6 +6,9 @@ import base64
 import json
 import os
 import shutil
+import signal
+import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,9 +18,10 @@ import anyio
 import pytest
 from mcp import Client, MCPError, StdioServerParameters
 
-from lab import FUMEHOOD, STORE, Lab, close_lab, docker_answers, open_lab
+from fumehood.gateway import protocol
+from lab import FUMEHOOD, STORE, Lab, children, close_lab, docker_answers, gone, open_lab
 
-pytestmark = [pytest.mark.root, pytest.mark.anyio]
+pytestmark = pytest.mark.root
 
 SERVER = Path(__file__).parent / "servers" / "stateful.py"
 PROFILE = """\
@@ -84,6 +88,7 @@ def link_of(result: Any) -> Any:
     return link
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize("era", ["modern", "legacy"])
 async def test_a_spilled_result_is_read_back_by_a_later_gateway_until_it_is_pruned(own_lab: Lab, engine: str, era: str) -> None:
     profile, workspace = stateful(own_lab, era)
@@ -113,6 +118,7 @@ async def test_a_spilled_result_is_read_back_by_a_later_gateway_until_it_is_prun
             await client.read_resource(uri)
 
 
+@pytest.mark.anyio
 async def test_a_real_servers_file_over_the_limit_spills_and_is_an_error_for_its_schema(own_lab: Lab, engine: str) -> None:
     workspace = own_lab.workspace("files")
     (workspace / "large.txt").write_text("words\n" * 30_000)
@@ -132,6 +138,7 @@ async def test_a_real_servers_file_over_the_limit_spills_and_is_an_error_for_its
         assert read.text == "made in a box"
 
 
+@pytest.mark.anyio
 async def test_no_link_fifo_or_dot_segment_leads_a_reader_out_of_the_workspace(own_lab: Lab, engine: str) -> None:
     profile, workspace = stateful(own_lab)
     (workspace / "a.txt").write_text("mine")
@@ -157,3 +164,69 @@ async def test_no_link_fifo_or_dot_segment_leads_a_reader_out_of_the_workspace(o
     read_ones = [each for each in records if (each["tool"] or "").startswith("resource:workspace:///")]
     assert len(read_ones) >= 11
     assert {each["state"] for each in read_ones} == {"closed"}
+
+
+class Raw:
+    """A modern client that takes tasks, by hand."""
+
+    def __init__(self, lab: Lab, engine: str, profile: str, workspace: Path) -> None:
+        args = ["gateway", "--profile", profile, "--engine", engine, "--workspace", str(workspace)]
+        self.process = subprocess.Popen(
+            [str(FUMEHOOD), *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=lab.env, cwd=lab.folder
+        )
+
+    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        meta = {
+            protocol.VERSION_KEY: "2026-07-28",
+            protocol.CAPABILITIES_KEY: {"extensions": {protocol.TASKS_EXTENSION: {}}},
+            protocol.CLIENT_INFO_KEY: {"name": "raw", "version": "0"},
+        }
+        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": meta}}
+        self.process.stdin.write(json.dumps(message).encode() + b"\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def nap(self, seconds: float) -> str:
+        return str(self.ask("tools/call", name="nap", arguments={"seconds": seconds})["result"]["taskId"])
+
+    def status(self, task: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("tasks/get", taskId=task)["result"]
+        return found
+
+    def end(self, number: int) -> None:
+        self.process.send_signal(number)
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
+        self.process.wait(30)
+
+
+def test_a_task_outlives_its_gateway_and_one_that_died_with_it_has_failed(own_lab: Lab, engine: str) -> None:
+    profile, workspace = stateful(own_lab)
+    first = Raw(own_lab, engine, profile, workspace)
+    try:
+        ended = first.nap(11)
+        with_deadline = time.monotonic() + 20
+        while first.status(ended)["status"] == "working":
+            assert time.monotonic() < with_deadline
+            time.sleep(0.1)
+        shown = first.status(ended)
+        assert shown["result"]["content"][0]["text"] == "rested"
+        lost = first.nap(29)
+        workers = children(first.process.pid)
+    finally:
+        first.end(signal.SIGKILL)
+    assert all(gone(pid, 30) for pid in workers)
+    later = Raw(own_lab, engine, profile, workspace)
+    try:
+        assert later.ask("tools/list")["result"]["tools"], "its broker has swept by then"
+        assert later.status(ended) == shown
+        failed = later.status(lost)
+        assert failed["status"] == "failed"
+        assert failed["error"]["data"]["reason"] == "runtime_died"
+        assert later.ask("tasks/get", taskId="0" * 26)["error"]["message"] == "Invalid params: there is no such task"
+    finally:
+        later.end(signal.SIGTERM)
