@@ -429,6 +429,7 @@ class _Lines:
         self._longest = longest
         self._heard = heard
         self._buffer = bytearray()
+        self._skipping = False
         self._sending = anyio.Lock()
 
     async def send(self, frame: bytes) -> None:
@@ -440,6 +441,7 @@ class _Lines:
 
     async def receive(self) -> bytes:
         if (line := await self._line()) is None:
+            self._skipping = True
             raise ExchangeFailed(Reason.RESULT_TOO_LARGE, f"one message of the server's is over {self._longest} bytes")
         return line
 
@@ -447,6 +449,7 @@ class _Lines:
         if (line := await self._line()) is not None:
             return line
         memory = Memory()
+        self._skipping = True
         try:
             while True:
                 end = self._buffer.find(b"\n")
@@ -457,6 +460,7 @@ class _Lines:
                 memory.write(part)
                 del self._buffer[: len(part) + (end >= 0)]
                 if end >= 0:
+                    self._skipping = False
                     return memory.seal()
                 self._buffer += await self._more()
         except BaseException:
@@ -465,6 +469,8 @@ class _Lines:
 
     async def _line(self) -> bytes | None:
         """The next line, or None when it is too long: what there is of it is then still in the buffer."""
+        if self._skipping:
+            await self._skip()
         searched = 0
         while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
@@ -476,6 +482,14 @@ class _Lines:
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         return line
+
+    async def _skip(self) -> None:
+        """Drop the rest of a line that was too long: a session's next call must not find it."""
+        while (end := self._buffer.find(b"\n")) < 0:
+            self._buffer.clear()
+            self._buffer += await self._more()
+        del self._buffer[: end + 1]
+        self._skipping = False
 
     async def _more(self) -> bytes:
         chunk = await _read(self._pipes.our_out)

@@ -9,7 +9,6 @@ way in: MCP writes no resources, so files come in through the directory that the
 from __future__ import annotations
 
 import base64
-import mimetypes
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,7 +27,12 @@ TEMPLATE: Mapping[str, Any] = {
     "title": "Files of the workspace",
     "description": "A file below /workspace as it is between calls; its path percent-encoded.",
 }
-_TYPES = mimetypes.MimeTypes()  # the built-in table: what the host has in /etc is nobody's business
+# Not `mimetypes`: it reads the host's tables, which is none of a box's business and may be forbidden to us.
+_TYPES = {
+    "md": "text/markdown", "html": "text/html", "csv": "text/csv", "json": "application/json", "pdf": "application/pdf",
+    "png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "gif": "image/gif", "webp": "image/webp",
+    "svg": "image/svg+xml",
+}  # fmt: skip
 
 
 def offered(profile: Profile) -> bool:
@@ -68,7 +72,7 @@ def reading_profile(profile: Profile) -> Profile:
 def contents(uri: str, path: str, memory: Memory) -> dict[str, Any]:
     """A file as a resource: text if it is UTF-8."""
     data = os.pread(memory.fd, os.fstat(memory.fd).st_size, 0)
-    kind = _TYPES.guess_type(path)[0]
+    kind = _TYPES.get(path.rpartition(".")[2].lower())
     try:
         found = {"mimeType": kind or "text/plain", "text": data.decode()}
     except UnicodeDecodeError:
