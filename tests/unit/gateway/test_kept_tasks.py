@@ -86,7 +86,7 @@ async def test_a_cancelled_task_is_cancelled_for_a_later_gateway() -> None:
     async with opened("modern", spine=spine) as open_:
         task = await made(open_, "nap", seconds=60)
         with anyio.fail_after(10):
-            while not spine.broker.boxes:  # noqa: ASYNC110 - as above
+            while task not in spine.broker.boxes:  # noqa: ASYNC110 - as above
                 await anyio.sleep(0.02)
     async with opened("modern", spine=spine) as later:
         assert (await get(later, task))["status"] == "cancelled"
