@@ -7,6 +7,8 @@ FakeLedger against the ledger process.
 from __future__ import annotations
 
 import itertools
+import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,7 @@ from fumehood.model import (
     Deny,
     Frame,
     Image,
+    Keeping,
     Kind,
     Outcome,
     Profile,
@@ -27,7 +30,7 @@ from fumehood.model import (
     Usage,
     task_id,
 )
-from fumehood.ports import Exited, Ledger, Made, Ports, Settled
+from fumehood.ports import Exited, Kept, Ledger, Made, Ports, Settled
 from fumehood.reasons import Reason
 
 _numbers = itertools.count(1)
@@ -58,12 +61,17 @@ class FakeLedger:
     states: dict[str, State] = field(default_factory=dict)
     events: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)
     closed: dict[str, Outcome] = field(default_factory=dict)
+    calls: dict[str, ToolCall] = field(default_factory=dict)
+    kept_bytes: dict[tuple[str, Keeping], tuple[bytes, float]] = field(default_factory=dict)
+    room_bytes: int = 2**30
+    kept_s: float = 86_400.0
 
     async def open(self, call: ToolCall) -> None:
         self._check()
         if call.task in self.states:
             raise _not_possible("open", call.task)
         self.states[call.task] = State.OPEN
+        self.calls[call.task] = call
 
     async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
         if self.ends_at == state:
@@ -81,6 +89,34 @@ class FakeLedger:
             raise _not_possible("close", outcome.task)
         self.states[outcome.task] = State.CLOSED
         self.closed[outcome.task] = outcome
+
+    async def keep(self, task: str, kind: Keeping, source: int, offset: int, size: int) -> float:
+        self._check()
+        data = os.pread(source, size, offset)
+        kept = sum(len(other) for other, _ in self.kept_bytes.values())
+        if task not in self.calls or (task, kind) in self.kept_bytes or kept + size > self.room_bytes:
+            raise Refused(Deny(reason=Reason.RESULT_NOT_KEPT, rule="ledger.keep", detail="as the test asked"))
+        self.kept_bytes[task, kind] = data, time.time()
+        return time.time() + self.kept_s
+
+    async def kept(self, task: str, kind: Keeping) -> Kept | None:
+        self._check()
+        call = self.calls.get(task)
+        if call is None:
+            return None
+        outcome = self.closed.get(task)
+        found: dict[str, Any] = {}
+        if (task, kind) in self.kept_bytes:
+            data, at_s = self.kept_bytes[task, kind]
+            fd = os.memfd_create("kept", os.MFD_CLOEXEC)
+            os.write(fd, data)
+            found = {"fd": fd, "size_bytes": len(data), "kept_at_s": at_s, "until_s": at_s + self.kept_s}
+        return Kept(
+            sender=call.sender, front_door=call.front_door, is_open=outcome is None,
+            result=None if outcome is None else outcome.result.value,
+            reason=None if outcome is None or outcome.reason is None else outcome.reason.value,
+            opened_at_s=1.0, closed_at_s=None if outcome is None else 2.0, **found,
+        )  # fmt: skip
 
     def facts_of(self, state: State) -> Mapping[str, Any]:
         """What was reported when a call came to `state`."""
@@ -125,8 +161,8 @@ class NoBroker:
     async def put(self, task: str, source: int, path: str) -> None:
         raise _no_box(task, source, path)
 
-    async def get(self, task: str, path: str, target: int) -> None:
-        raise _no_box(task, path, target)
+    async def get(self, task: str, path: str, target: int, most_bytes: int | None = None) -> None:
+        raise _no_box(task, path, target, most_bytes)
 
     async def settle(self, task: str, action: str, protect: Sequence[str]) -> Settled:
         raise _no_box(task, action, protect)

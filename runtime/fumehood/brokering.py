@@ -62,9 +62,9 @@ class BrokerClient:
         """Copy a file into the workspace."""
         await self._ask("put", {"task": task, "path": path}, [source])
 
-    async def get(self, task: str, path: str, target: int) -> None:
+    async def get(self, task: str, path: str, target: int, most_bytes: int | None = None) -> None:
         """Copy a file out of the workspace."""
-        await self._ask("get", {"task": task, "path": path}, [target])
+        await self._ask("get", {"task": task, "path": path, "most_bytes": most_bytes}, [target])
 
     async def settle(self, task: str, action: str, protect: Sequence[str]) -> Settled:
         """Commit, hold or discard."""

@@ -39,6 +39,7 @@ class Config:
     docker_host: str | None = None
     accept_risk: tuple[str, ...] = ()
     runtimes: tuple[tuple[str, str], ...] = ()
+    results_kept_s: float = 24 * 3600.0
     gateway: GatewayConfig | None = None
     file: str | None = None
 
@@ -101,6 +102,8 @@ def parse(text: str, file: str) -> Config:
         source = parse_yaml(text, file, reason=Reason.CONFIG_INVALID)
         read = validate(source, document())
         fields = read.model_dump(exclude_unset=True)
+        if "results_kept" in fields:
+            fields["results_kept_s"] = fields.pop("results_kept")
         if fields.get("gateway") is not None:
             fields["gateway"] = _gateway(read, source)
     except Problems as problems:

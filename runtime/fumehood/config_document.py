@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from fumehood.config import MAX_BOXES
 from fumehood.gateway_document import GatewayDocument
-from fumehood.profile.documents import AbsolutePath, Name, Strict, expected
+from fumehood.profile.documents import AbsolutePath, Name, Retention, Strict, expected
 
 
 def _unix_host(value: object) -> str:
@@ -48,6 +48,7 @@ class ConfigDocument(Strict):
         strict=False,
         description="Ids of known holes of this host's runtimes, as `doctor` names them, that you accept.",
     )
+    results_kept: Retention = Field(default=24 * 3600.0, description="How long results are kept for clients to fetch.")
     gateway: GatewayDocument | None = Field(
         default=None, description="What `fumehood gateway` serves when it is given no --profile."
     )

@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import anyio
 
 from fumehood.faults import BoxFailed, ExchangeFailed
+from fumehood.memory import Memory
 from fumehood.model import Outcome, Plan, Result, Usage
 from fumehood.ports import Exited
 from fumehood.reasons import Reason
@@ -55,7 +56,8 @@ class Command:
     """One program run to its end. `stdin` is a descriptor that is read to its end, or None for an empty one.
 
     `on_output` is told of each chunk as it comes (stream name, bytes within the limit), for callers that pass it through.
-    `put` copies a descriptor's content to a workspace path before the start, `get` the other way after a good end.
+    `put` copies a descriptor's content to a workspace path before the start, `get` the other way after a good end,
+    each at most `get_bytes` if given.
     """
 
     argv: tuple[str, ...]
@@ -63,6 +65,7 @@ class Command:
     on_output: Callable[[str, bytes], None] | None = None
     put: tuple[tuple[int, str], ...] = ()
     get: tuple[tuple[str, int], ...] = ()
+    get_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ class RunningBox(HeldBox, Protocol):
         """Copy a file into the workspace."""
         ...
 
-    async def get(self, path: str, target: int) -> None:
+    async def get(self, path: str, target: int, most_bytes: int | None = None) -> None:
         """Copy a file out of the workspace."""
         ...
 
@@ -232,7 +235,7 @@ async def _run_own(box: RunningBox, work: Command | Exchange | Hosting, plan: Pl
             ended = await _run_command(box, work, pipes, stdout, stderr, limits.idle_s)
             outcome = _classify(plan.call.task, ended)
             for path, target in work.get if outcome.result is Result.OK else ():
-                await box.get(path, target)
+                await box.get(path, target, work.get_bytes)
         else:
             outcome = await _run_exchange(box, work, pipes, stderr, plan)
     finally:
@@ -426,6 +429,7 @@ class _Lines:
         self._longest = longest
         self._heard = heard
         self._buffer = bytearray()
+        self._skipping = False
         self._sending = anyio.Lock()
 
     async def send(self, frame: bytes) -> None:
@@ -436,21 +440,63 @@ class _Lines:
                 raise ExchangeFailed(Reason.SERVER_DIED, "the server closed its input") from None
 
     async def receive(self) -> bytes:
+        if (line := await self._line()) is None:
+            self._skipping = True
+            raise ExchangeFailed(Reason.RESULT_TOO_LARGE, f"one message of the server's is over {self._longest} bytes")
+        return line
+
+    async def receive_long(self, most_bytes: int) -> bytes | Memory:
+        if (line := await self._line()) is not None:
+            return line
+        memory = Memory()
+        self._skipping = True
+        try:
+            while True:
+                end = self._buffer.find(b"\n")
+                part = bytes(self._buffer if end < 0 else self._buffer[:end])
+                if memory.size + len(part) > most_bytes:
+                    detail = f"one message of the server's is over {most_bytes} bytes, the most that is kept"
+                    raise ExchangeFailed(Reason.RESULT_TOO_LARGE, detail)
+                memory.write(part)
+                del self._buffer[: len(part) + (end >= 0)]
+                if end >= 0:
+                    self._skipping = False
+                    return memory.seal()
+                self._buffer += await self._more()
+        except BaseException:
+            memory.close()
+            raise
+
+    async def _line(self) -> bytes | None:
+        """The next line, or None when it is too long: what there is of it is then still in the buffer."""
+        if self._skipping:
+            await self._skip()
         searched = 0
         while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
             if searched > self._longest:
-                raise ExchangeFailed(Reason.RESULT_TOO_LARGE, f"one message of the server's is over {self._longest} bytes")
-            chunk = await _read(self._pipes.our_out)
-            if not chunk:
-                raise ExchangeFailed(Reason.SERVER_DIED, "the server ended before it answered")
-            self._heard.now()
-            self._buffer += chunk
+                return None
+            self._buffer += await self._more()
+        if end > self._longest:
+            return None
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
-        if len(line) > self._longest:
-            raise ExchangeFailed(Reason.RESULT_TOO_LARGE, f"one message of the server's is over {self._longest} bytes")
         return line
+
+    async def _skip(self) -> None:
+        """Drop the rest of a line that was too long: a session's next call must not find it."""
+        while (end := self._buffer.find(b"\n")) < 0:
+            self._buffer.clear()
+            self._buffer += await self._more()
+        del self._buffer[: end + 1]
+        self._skipping = False
+
+    async def _more(self) -> bytes:
+        chunk = await _read(self._pipes.our_out)
+        if not chunk:
+            raise ExchangeFailed(Reason.SERVER_DIED, "the server ended before it answered")
+        self._heard.now()
+        return chunk
 
 
 class _Heeding:
@@ -463,6 +509,11 @@ class _Heeding:
 
     async def receive(self) -> bytes:
         line = await self._streams.receive()
+        self._heard.now()
+        return line
+
+    async def receive_long(self, most_bytes: int) -> bytes | Memory:
+        line = await self._streams.receive_long(most_bytes)
         self._heard.now()
         return line
 
@@ -479,6 +530,7 @@ class _Parkable:
     ) -> None:
         self.send = streams.send
         self.receive = streams.receive
+        self.receive_long = streams.receive_long
         self._park = park
         self._resume = resume
         self._heard = heard

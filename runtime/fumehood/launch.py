@@ -90,6 +90,7 @@ def settings(
         subuids=account.subuids,
         subgids=account.subgids,
         image_folder=account.image_folder,
+        results_kept_s=found.results_kept_s,
     )
 
 
@@ -265,7 +266,7 @@ def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
     chosen = _briefed(briefing)
     if chosen is not None:
         confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
-        serve(ends, chosen.state.ledger, chosen.runtime_id)
+        serve(ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s)
 
 
 def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:

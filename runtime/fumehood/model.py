@@ -65,6 +65,13 @@ class Oversize(StrEnum):
     SPILL = "spill"
 
 
+class Keeping(StrEnum):
+    """What can be kept of a call beside its record: what its server said, as it said it, or what its client was told."""
+
+    RESULT = "result"
+    ANSWER = "answer"
+
+
 class UserNamespace(StrEnum):
     """Whether a box without a user namespace of its own is acceptable (Docker without userns-remap has none)."""
 

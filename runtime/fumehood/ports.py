@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fumehood.model import Binding, FileChange, Frame, Image, Outcome, ToolCall, Usage
+from fumehood.model import Binding, FileChange, Frame, Image, Keeping, Outcome, Sender, ToolCall, Usage
 from fumehood.reasons import Reason
 from fumehood.residence import Residences
 
@@ -80,8 +80,8 @@ class Broker(Protocol):
         """Copy what `source` holds to a new file of the workspace, before the start."""
         ...
 
-    async def get(self, task: str, path: str, target: int) -> None:
-        """Copy a regular file of the workspace into `target`, after the end."""
+    async def get(self, task: str, path: str, target: int, most_bytes: int | None = None) -> None:
+        """Copy a regular file of the workspace into `target`, after the end. BoxFailed(RESULT_TOO_LARGE) for more."""
         ...
 
     async def settle(self, task: str, action: str, protect: Sequence[str]) -> Settled:
@@ -91,6 +91,23 @@ class Broker(Protocol):
     async def remove(self, task: str) -> Mapping[str, Any]:
         """Remove everything of the box, check that it is gone, and return the teardown facts. Idempotent."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Whose a call was, how it went, and what is kept of it: `fd` is the reader's to close, None when nothing is."""
+
+    sender: Sender
+    front_door: str
+    is_open: bool
+    result: str | None
+    reason: str | None
+    opened_at_s: float
+    closed_at_s: float | None
+    fd: int | None = None
+    size_bytes: int = 0
+    kept_at_s: float = 0.0
+    until_s: float = 0.0
 
 
 class Ledger(Protocol):
@@ -106,6 +123,17 @@ class Ledger(Protocol):
 
     async def close(self, outcome: Outcome) -> None:
         """Close the record with its outcome."""
+        ...
+
+    async def keep(self, task: str, kind: Keeping, source: int, offset: int, size: int) -> float:
+        """Keep bytes of a sealed memory file beside a record of this runtime's; until when they are kept (epoch).
+
+        Raises `Refused` when they cannot be kept. Returns only when they are on disk.
+        """
+        ...
+
+    async def kept(self, task: str, kind: Keeping) -> Kept | None:
+        """What is kept of any task; None when there is no such task. Whether it may be read is the caller's to judge."""
         ...
 
 

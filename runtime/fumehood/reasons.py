@@ -82,6 +82,7 @@ class Reason(StrEnum):
     SERVER_ERROR = "server_error", "the MCP server answered with an error", "Read the error."
     INPUT_REQUIRED = "input_required", "the MCP server asks something in mid-call that it may not, or that nobody can answer", "Allow it with `ask` in the profile, or give all it needs in the arguments."
     RESULT_TOO_LARGE = "result_too_large", "the result is over `limits.result`", "Ask for less, or raise `limits.result`."
+    RESULT_NOT_KEPT = "result_not_kept", "the result could not be kept", "Make room with `fumehood tasks prune`, or ask for less."
     RESULT_INVALID = "result_invalid", "what the function returned does not fit its return type", "Correct the function, or its annotation."
     FUNCTION_RAISED = "function_raised", "the function raised an exception", "Read the exception."
     FUNCTION_DIED = "function_died", "the function's process ended before it answered", "Read its stderr."

@@ -15,6 +15,7 @@ from typing import Protocol
 import anyio
 
 from fumehood.faults import BoxFailed, Refused
+from fumehood.memory import Memory
 from fumehood.model import Deny, Plan, ToolCall, Usage
 from fumehood.reasons import Reason
 
@@ -31,6 +32,10 @@ class ServerStreams(Protocol):
 
     async def receive(self) -> bytes:
         """The next line without its newline. Raises ExchangeFailed(SERVER_DIED | RESULT_TOO_LARGE)."""
+        ...
+
+    async def receive_long(self, most_bytes: int) -> bytes | Memory:
+        """As `receive`, but a line over the limit comes, up to so many bytes, as sealed memory that is the caller's."""
         ...
 
 

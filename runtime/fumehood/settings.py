@@ -40,6 +40,7 @@ class Settings:
     subuids: tuple[int, int] = (0, 0)
     subgids: tuple[int, int] = (0, 0)
     image_folder: str | None = None
+    results_kept_s: float = 24 * 3600.0
 
     @property
     def images(self) -> Path:

@@ -54,9 +54,9 @@ class Open:
 
 
 @asynccontextmanager
-async def opened(*eras: str, **changes: Any) -> AsyncIterator[Open]:
+async def opened(*eras: str, spine: FakeSpine | None = None, **changes: Any) -> AsyncIterator[Open]:
     """A gateway before one server of each era, by the names `a`, `b` and so on."""
-    spine = FakeSpine()
+    spine = spine or FakeSpine()
     servers = [served((sys.executable, SERVER, era), name="abc"[n], **changes) for n, era in enumerate(eras)]
     async with gateway_of(servers, spine) as front:
         yield Open(front, spine)

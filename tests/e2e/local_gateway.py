@@ -31,6 +31,7 @@ def served(argv: tuple[str, ...], name: str = "fake", **changes: object) -> Serv
     limits = Limits(
         wall_s=float(str(changes.pop("wall_s", 20))), result_bytes=int(str(changes.pop("result_bytes", 2**23)))
     )
+    workspace = WorkspaceMode(str(changes.pop("workspace", WorkspaceMode.SCRATCH)))
     allowed: dict[str, Any] = {"tools": None, **changes}
     profile = Profile(
         name=name,
@@ -38,10 +39,12 @@ def served(argv: tuple[str, ...], name: str = "fake", **changes: object) -> Serv
         image="none",
         seccomp=SeccompPolicy(name="none", default_errno=1, rules=()),
         limits=limits,
-        filesystem=Filesystem(workspace=WorkspaceMode.SCRATCH),
+        filesystem=Filesystem(workspace=workspace),
         **allowed,
     )
-    return Served(name=name, profile=profile, argv=argv)
+    # The fake spine looks at no descriptor; that there is one counts.
+    given = 0 if workspace in {WorkspaceMode.RO, WorkspaceMode.RW} else None
+    return Served(name=name, profile=profile, argv=argv, workspace_fd=given)
 
 
 @asynccontextmanager
@@ -54,7 +57,7 @@ async def gateway(argv: tuple[str, ...], spine: FakeSpine, **changes: object) ->
 @asynccontextmanager
 async def gateway_of(servers: Sequence[Served], spine: FakeSpine) -> AsyncIterator[Gateway]:
     """A gateway of several servers over the fake spine."""
-    async with open_gateway(servers, spine.run, spine.refuse, new_task, spine.ports.residences) as front:
+    async with open_gateway(servers, spine.run, spine.refuse, new_task, spine.ports) as front:
         yield front
 
 

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -23,7 +24,7 @@ from fumehood.app import SystemClock
 from fumehood.call import run_call
 from fumehood.execution import Work
 from fumehood.faults import BoxFailed
-from fumehood.model import Binding, Deny, Frame, Image, Outcome, ToolCall, Usage
+from fumehood.model import Binding, Deny, FileChange, Frame, Image, Outcome, ToolCall, Usage
 from fumehood.ports import Exited, Made, Ports, Settled
 from fumehood.reasons import Reason
 
@@ -112,9 +113,18 @@ class LocalBroker(NoBroker):
         self.boxes[task].frozen_until = None
         self._signal(self.boxes[task], signal.SIGCONT)
 
+    async def get(self, task: str, path: str, target: int, most_bytes: int | None = None) -> None:  # noqa: ARG002 - as above
+        try:
+            data = (self.spine.workspace / path).read_bytes()
+        except OSError as error:
+            raise BoxFailed(Reason.BAD_REQUEST, f"{path}: {error.strerror}") from error
+        if most_bytes is not None and len(data) > most_bytes:
+            raise BoxFailed(Reason.RESULT_TOO_LARGE, f"{path} has more than {most_bytes} bytes")
+        os.write(target, data)
+
     async def settle(self, task: str, action: str, protect: Sequence[str]) -> Settled:  # noqa: ARG002 - as above
         self.settled.append((task, action))
-        return Settled()
+        return Settled(files=self.spine.changes, files_total=len(self.spine.changes))
 
     async def remove(self, task: str) -> Mapping[str, Any]:
         box = self.boxes.pop(task, None)
@@ -146,6 +156,8 @@ class FakeSpine:
     pids: list[int] = field(default_factory=list)
     removed_at_s: list[float] = field(default_factory=list)
     started: anyio.Event = field(default_factory=anyio.Event)
+    workspace: Path = Path("/nonexistent")
+    changes: tuple[FileChange, ...] = ()
 
     def __post_init__(self) -> None:
         self.broker = LocalBroker(self)

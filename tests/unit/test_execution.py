@@ -66,7 +66,7 @@ class PlainProcessBox:
     async def put(self, source: int, path: str) -> None:
         self.copied.append(f"put {path} {os.read(source, 100).decode()}")
 
-    async def get(self, path: str, target: int) -> None:
+    async def get(self, path: str, target: int, most_bytes: int | None = None) -> None:  # noqa: ARG002 - as the real one
         self.copied.append(f"get {path}")
         os.write(target, b"got")
 
@@ -226,6 +226,50 @@ def test_a_conversation_gives_its_value_and_ends_the_server() -> None:
 def test_a_server_that_goes_wrong_is_a_typed_failure(code: str, reason: Reason) -> None:
     outcome = run(server(code, hello), result_bytes=1024)
     assert (outcome.result, outcome.reason) == (Result.FAILED, reason)
+
+
+TWO_LINES = "import sys; sys.stdin.readline(); sys.stdout.write('x' * {size} + '\\nnext\\n'); sys.stdout.flush(); sys.stdin.read()"
+
+
+@pytest.mark.parametrize("size", [70_000, 300_000])
+def test_a_line_that_was_too_long_is_dropped_whole_and_the_next_one_is_read(size: int) -> None:
+    async def patient(streams: execution.Streams) -> list[bytes]:
+        await streams.send(b"go")
+        with pytest.raises(ExchangeFailed):
+            await streams.receive()
+        return [await streams.receive()]
+
+    outcome = run(server(TWO_LINES.format(size=size), patient), result_bytes=1024)
+    assert (outcome.result, outcome.value) == (Result.OK, [b"next"])
+
+
+@pytest.mark.parametrize("size", [500, 70_000, 300_000])
+def test_a_long_line_comes_as_sealed_memory_and_no_longer_one_than_asked_for(size: int) -> None:
+    async def long(streams: execution.Streams) -> tuple[int, bytes]:
+        await streams.send(b"go")
+        line = await streams.receive_long(300_000)
+        if isinstance(line, bytes):
+            return len(line), await streams.receive()
+        with line:
+            assert os.pread(line.fd, 2**20, 0) == b"x" * line.size
+            with pytest.raises(OSError, match="not permitted"):
+                os.write(line.fd, b"more")
+            return line.size, await streams.receive_long(10)
+
+    outcome = run(server(TWO_LINES.format(size=size), long), result_bytes=1024)
+    assert (outcome.result, outcome.value) == (Result.OK, (size, b"next"))
+
+
+def test_a_line_longer_than_what_is_kept_is_dropped_too() -> None:
+    async def long(streams: execution.Streams) -> bytes:
+        await streams.send(b"go")
+        with pytest.raises(ExchangeFailed) as caught:
+            await streams.receive_long(200_000)
+        assert caught.value.reason is Reason.RESULT_TOO_LARGE
+        return await streams.receive()
+
+    outcome = run(server(TWO_LINES.format(size=300_000), long), result_bytes=1024)
+    assert (outcome.result, outcome.value) == (Result.OK, b"next")
 
 
 def test_a_dead_servers_last_words_are_in_the_detail() -> None:

@@ -7,6 +7,8 @@ import re
 from fumehood.model import Decision, Deny, Kind, Profile, Scope, Verdict, Verified
 from fumehood.reasons import Reason
 
+WORKSPACE_FILES = "workspace:///"
+
 
 def evaluate(verified: Verified, owner_uid: int) -> Verdict | Deny:
     """ALLOW or a refusal. A call without a tool name is an ad-hoc command of the operator's, or a catalogue reading."""
@@ -53,6 +55,9 @@ def permits(profile: Profile, kind: Kind, name: str | None) -> bool:
 
 def _resource_allowed(allowed: frozenset[str] | None, uri: str) -> bool:
     """An entry that ends in `*` allows what begins so; but `file:///workspace/../etc` only looks as if it did."""
+    if uri.startswith(WORKSPACE_FILES):
+        # Files of the workspace are none of the server's resources: whoever allows all of those has not named them.
+        allowed = frozenset(entry for entry in allowed or () if entry.startswith(WORKSPACE_FILES))
     if allowed is None or uri in allowed:
         return True
     segments = re.split(r"[/\\]|%2f|%5c", uri.lower())

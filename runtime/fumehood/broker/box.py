@@ -260,14 +260,14 @@ class Box:
             _, spec = self._up()
             self._copy(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, lambda ours: (source, ours), spec.host_uid)
 
-    def get(self, path: str, target: int) -> None:
-        """Copy a regular file of the workspace out, after the tool's end. Raises BoxFailed."""
+    def get(self, path: str, target: int, most_bytes: int | None) -> None:
+        """Copy a regular file of the workspace out, of at most so many bytes, after the tool's end. Raises BoxFailed."""
         with self._lock:
             self._check_alive()
             if self._exited is None:
                 raise BoxFailed(Reason.BAD_REQUEST, "files are read after the tool's end")
             # Not blocking: the tool may have left a fifo under that name.
-            self._copy(path, os.O_RDONLY | os.O_NONBLOCK, lambda ours: (ours, target), None)
+            self._copy(path, os.O_RDONLY | os.O_NONBLOCK, lambda ours: (ours, target), None, most_bytes)
 
     def settle(self, action: str, protect: Sequence[str]) -> Settled:
         """Commit, hold or discard what the tool changed; only after its end."""
@@ -330,7 +330,9 @@ class Box:
             for fd in owned:
                 os.close(fd)
 
-    def _copy(self, path: str, flags: int, ends: Callable[[int], tuple[int, int]], owner: int | None) -> None:
+    def _copy(
+        self, path: str, flags: int, ends: Callable[[int], tuple[int, int]], owner: int | None, most_bytes: int | None = None
+    ) -> None:
         if self._workspace is None:
             raise BoxFailed(Reason.WORKSPACE_MISSING, "files are copied to and from the workspace, and there is none")
         try:
@@ -343,7 +345,12 @@ class Box:
                 source, target = ends(ours)
                 if owner is None:
                     os.ftruncate(target, 0)
+                copied = 0
                 while chunk := os.read(source, 2**20):
+                    copied += len(chunk)
+                    # Counted, not asked for: a file may grow, and its target may be memory.
+                    if most_bytes is not None and copied > most_bytes:
+                        raise BoxFailed(Reason.RESULT_TOO_LARGE, f"{path} has more than {most_bytes} bytes")
                     os.write(target, chunk)
             finally:
                 os.close(ours)

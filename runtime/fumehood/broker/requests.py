@@ -124,6 +124,11 @@ def inner_path_of(args: Mapping[str, Any]) -> str:
     return path.removeprefix("/workspace/")
 
 
+def most_bytes_of(args: Mapping[str, Any]) -> int | None:
+    """How much of a file is copied at most; None for all of it."""
+    return None if args.get("most_bytes") is None else _bounded(args, "most_bytes", 0, 2**40)
+
+
 def strings_of(args: Mapping[str, Any], name: str, most: int) -> list[str]:
     """A list of at most `most` strings."""
     value = args.get(name)

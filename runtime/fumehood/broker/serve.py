@@ -98,7 +98,7 @@ class Broker:
         return {}
 
     def _get(self, task: str, args: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
-        self._box(task).get(requests.inner_path_of(args), requests.descriptor_of(fds))
+        self._box(task).get(requests.inner_path_of(args), requests.descriptor_of(fds), requests.most_bytes_of(args))
         return {}
 
     def _wait(self, task: str, _args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:

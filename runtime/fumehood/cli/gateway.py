@@ -241,7 +241,7 @@ async def _serve(processes: Processes[Any], servers: Sequence[Served], listening
         run, refuse = partial(_run, runtime.ports), partial(_refuse, runtime.ports)
         began = [_closing(server) for server in servers]
         async with anyio.create_task_group() as tasks:
-            async with open_gateway(began, run, refuse, runtime.new_task, runtime.ports.residences) as gateway:
+            async with open_gateway(began, run, refuse, runtime.new_task, runtime.ports) as gateway:
                 began.clear()
                 # Only the serving is cancelled: sessions end in order, and what they changed is committed.
                 with anyio.CancelScope() as serving:

@@ -1,4 +1,4 @@
-"""`fumehood tasks` and `fumehood task ID`: what ran, under what, and what it cost.
+"""`fumehood tasks` and `fumehood task ID`: what ran, under what, and what it cost; `fumehood tasks prune`.
 
 The ledger process reads its database; this one asks, and `records_view` draws.
 """
@@ -40,11 +40,15 @@ class Ending(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("tasks")(tasks)
+    group = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+    group.callback()(tasks)
+    group.command("prune")(prune)
+    app.add_typer(group, name="tasks")
     app.command("task")(task)
 
 
 def tasks(
+    ctx: typer.Context,
     tool: Annotated[str | None, typer.Option(help="Only calls of this tool, or of this ad-hoc command.")] = None,
     result: Annotated[Ending | None, typer.Option(help="Only calls that ended so.")] = None,
     profile: Annotated[str | None, typer.Option(help="Only calls under this profile.")] = None,
@@ -57,6 +61,8 @@ def tasks(
     as_json: Annotated[bool, typer.Option("--json", help="An array, for machines.")] = False,
 ) -> None:
     """List calls, newest first."""
+    if ctx.invoked_subcommand is not None:
+        return
     now_s = time.time()
     wanted = {
         "tool": tool,
@@ -74,6 +80,25 @@ def tasks(
         from fumehood.cli import records_view
 
         records_view.draw(records_view.tasks_table(records))
+
+
+def prune(
+    older_than: Annotated[
+        str | None, typer.Option(help="Only what is older than: 30m, 12h, 7d. Default: what is kept for too long.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="An object, for machines.")] = False,
+) -> None:
+    """Remove kept results, so that they can no longer be fetched. Records stay."""
+    age_s = None
+    if older_than is not None:
+        now_s = time.time()
+        age_s = max(0.0, now_s - instant(older_than, now_s, "--older-than"))
+    with asking_ledger() as ask:
+        removed = ask("prune", {"older_than_s": age_s})
+    if as_json:
+        _write_json(removed)
+    else:
+        sys.stdout.write(f"removed {removed['removed']} kept results, {removed['bytes']} bytes\n")
 
 
 def task(

@@ -7,7 +7,7 @@ is asked again to close, because a record that stays open tells a lie; one that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,8 +16,9 @@ import anyio
 from fumehood.asking import Asker
 from fumehood.evidence.facts import DETAIL_CHARS, bounded, listed, plain, text
 from fumehood.faults import LedgerGone
-from fumehood.model import Outcome, ToolCall
-from fumehood.ports import Clock
+from fumehood.lifecycle import State
+from fumehood.model import Keeping, Outcome, Sender, ToolCall
+from fumehood.ports import Clock, Kept
 from fumehood.reasons import Reason
 from fumehood.wire import WireError
 
@@ -51,15 +52,44 @@ class LedgerClient:
         args = closing(outcome)
         while True:
             try:
-                return await self._ask("close", args)
+                await self._ask("close", args)
             except LedgerGone as error:
                 if isinstance(error.__cause__, WireError):
                     raise
+            else:
+                return
             await anyio.sleep(RETRY_S)
 
-    async def _ask(self, verb: str, args: Mapping[str, Any]) -> None:
+    async def keep(self, task: str, kind: Keeping, source: int, offset: int, size: int) -> float:
+        """Keep bytes of a sealed memory file; until when. Raises Refused or LedgerGone."""
+        args = {"task": task, "kind": kind.value, "offset": offset, "bytes": size}
+        said, _ = await self._ask("keep", args, (source,))
+        return float(said["until"])
+
+    async def kept(self, task: str, kind: Keeping) -> Kept | None:
+        """What is kept of a task. Raises Refused or LedgerGone."""
+        said, fds = await self._ask("kept", {"task": task, "kind": kind.value})
+        if said is None:
+            return None
+        stored = said["kept"]
+        return Kept(
+            sender=Sender(uid=said["sender_uid"], name=said["sender"], tenant=said["tenant"]),
+            front_door=said["front_door"],
+            is_open=said["state"] != State.CLOSED,
+            result=said["result"],
+            reason=said["reason"],
+            opened_at_s=said["opened_at"],
+            closed_at_s=said["closed_at"],
+            **(
+                {"fd": fds[0], "size_bytes": stored["bytes"], "kept_at_s": stored["at"], "until_s": stored["until"]}
+                if stored is not None
+                else {}
+            ),
+        )
+
+    async def _ask(self, verb: str, args: Mapping[str, Any], fds: Sequence[int] = ()) -> tuple[Any, list[int]]:
         try:
-            await self._asker.ask(verb, args)
+            return await self._asker.ask(verb, args, fds)
         except WireError as error:
             raise _gone(error) from error
 

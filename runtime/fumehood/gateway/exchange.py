@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +24,8 @@ import anyio.lowlevel
 
 from fumehood.execution import Parking, Streams
 from fumehood.faults import ExchangeFailed
-from fumehood.gateway import frames, strict_json
+from fumehood.gateway import frames, long, strict_json
+from fumehood.gateway.long import Long
 from fumehood.gateway.protocol import (
     CAPABILITIES_KEY,
     CLIENT_INFO_KEY,
@@ -38,6 +39,7 @@ from fumehood.gateway.protocol import (
     ServerError,
     printable,
 )
+from fumehood.memory import Memory
 from fumehood.reasons import Reason
 
 MAX_STRAY_FRAMES = 10_000
@@ -119,10 +121,14 @@ class ServerAnsweredError(ExchangeFailed):
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a request gave: the server's result as it came, and how many lines belonged to nothing."""
+    """What a request gave: the server's result as it came, and how many lines belonged to nothing.
+
+    Of a `long` one there is only what is kept of it: `result` is empty.
+    """
 
     result: dict[str, Any]
     stray_frames: int
+    long: Long | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,14 @@ class ClientFacts:
     def info(self) -> dict[str, Any]:
         """Who we say we are. Never the client's own name: it would make the pinned list vary with it."""
         return {"name": NAME, "version": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """What becomes of an answer over `limits.result`: `keep` is given it when it is ours. Raises `ExchangeFailed`."""
+
+    most_bytes: int
+    keep: Callable[[Memory, Long], Awaitable[None]]
 
 
 class Conversation:
@@ -174,12 +188,25 @@ class Conversation:
 
     async def request(self, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """Send a request and read until its answer. Raises `ExchangeFailed`."""
+        answer = await self.request_long(method, params, None)
+        assert not isinstance(answer, Long)  # noqa: S101 - nothing spills without a `Spill`
+        return answer
+
+    async def request_long(self, method: str, params: Mapping[str, Any], spill: Spill | None) -> dict[str, Any] | Long:
+        """As `request`; with `spill`, an answer that is too long is kept and only told of. Raises `ExchangeFailed`."""
         number = secrets.token_hex(16)
         message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
         try:
             await self._streams.send(strict_json.dumps(message))
             while True:
-                line = await self._streams.receive()
+                line = await (self._streams.receive() if spill is None else self._streams.receive_long(spill.most_bytes))
+                if isinstance(line, Memory):
+                    assert spill is not None  # noqa: S101 - as above
+                    # Ours, or the end: a second one there is not, so what a conversation spills is bounded.
+                    with line:
+                        found = await long.find(line, number, _MEMBER[method])
+                        await spill.keep(line, found)
+                    return found
                 if (answer := await self._take(line, number)) is not None:
                     break
                 self._frames += 1
@@ -372,6 +399,7 @@ async def request(
     params: Mapping[str, Any],
     relay: Relay,
     greeted: bool = False,
+    spill: Spill | None = None,
 ) -> Said:
     """Make one request, through as many rounds as the server and the profile want. Raises `ExchangeFailed`."""
     conversation = Conversation(streams, client, relay)
@@ -384,7 +412,9 @@ async def request(
     told: Mapping[str, Any] = params
     for _ in range(MAX_ROUNDS):
         meta = conversation.envelope(modern=era.modern)
-        result = await conversation.request(method, {**told, "_meta": meta} if meta else told)
+        result = await conversation.request_long(method, {**told, "_meta": meta} if meta else told, spill)
+        if isinstance(result, Long):
+            return Said({}, conversation.stray_frames, result)
         match result.get("resultType", "complete"):
             case "complete":
                 if not isinstance(result.get(_MEMBER[method], _ABSENT), _SHAPE[method]):

@@ -18,10 +18,11 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from fumehood.gateway import lists, results
+from fumehood.gateway import files, kept, lists, results
 from fumehood.gateway.catalogue import Catalogue, UnreadError
 from fumehood.gateway.events import Event, Events
 from fumehood.gateway.exchange import Said
+from fumehood.gateway.kept import KeptResults
 from fumehood.gateway.ongoing import Calls, Ongoing, described
 from fumehood.gateway.peer import Channel, Client
 from fumehood.gateway.protocol import (
@@ -40,7 +41,8 @@ from fumehood.gateway.routes import Routes
 from fumehood.gateway.served import Served
 from fumehood.gateway.sessions import Sessions
 from fumehood.gateway.upstream import Refuse, Run, Upstream, Wanted, failed
-from fumehood.model import Kind, Outcome
+from fumehood.model import Kind, Outcome, Oversize, Profile
+from fumehood.ports import Ledger, Ports
 from fumehood.reasons import Reason
 from fumehood.residence import Residences
 
@@ -73,7 +75,7 @@ class Gateway:
 
     def __init__(
         self, servers: Sequence[Served], run: Run, refuse: Refuse, new_task: Callable[[], str],
-        tasks: anyio.abc.TaskGroup, residences: Residences,
+        tasks: anyio.abc.TaskGroup, residences: Residences, ledger: Ledger,
     ) -> None:  # fmt: skip
         """Serve `servers`; nothing is started before the first request needs it."""
         self.events = Events()
@@ -81,13 +83,14 @@ class Gateway:
         self._refuse = refuse
         self._new_task = new_task
         self._sessions = Sessions(tasks, run, residences)
-        self._calls = Calls(tasks)
+        self._kept = KeptResults(ledger)
+        self._calls = Calls(tasks, self._kept)
         self._levels: dict[str, str] = {}
         self._subscribed: dict[str, set[str]] = {}
         self._routes = Routes([self._upstream(served) for served in servers])
 
     def _upstream(self, served: Served) -> Upstream:
-        return Upstream(served, self._run, self._refuse, self._new_task, self._sessions)
+        return Upstream(served, self._run, self._refuse, self._new_task, self._sessions, self._kept)
 
     def serve(self, servers: Sequence[Served]) -> None:
         """Serve these from now on. Calls under way end under what they began with; what did not change keeps its pins."""
@@ -106,7 +109,7 @@ class Gateway:
         if method in CALLS:
             return await self._call(client, method, params, channel)
         if method.startswith("tasks/") and method in METHODS:
-            return self._task(client, method, params)
+            return await self._task(client, method, params)
         if method in METHODS:
             return results.finished(self._of_connection(client, method, params), {}, modern=client.era.modern)
         raise GatewayError(METHOD_NOT_FOUND, f"Method not found: {printable(method, 80)}")
@@ -123,6 +126,8 @@ class Gateway:
         for kind in ("prompts", "resources"):
             if any(getattr(profile, kind) != frozenset() for profile in profiles):
                 shown[kind] = {"listChanged": True}
+        if any(profile.results is Oversize.SPILL for profile in profiles):
+            shown.setdefault("resources", {})  # there may be results to read
         if "resources" in shown:
             shown["resources"]["subscribe"] = True
         if any(profile.completion for profile in profiles):
@@ -178,6 +183,9 @@ class Gateway:
     async def _call(
         self, client: Client, method: str, params: Mapping[str, Any], channel: Channel
     ) -> dict[str, Any]:
+        if method == "resources/read" and isinstance(uri := params.get("uri"), str) and uri.startswith(kept.SCHEME):
+            read = await self._kept.read(client.sender, uri) | {"ttlMs": 0, "cacheScope": "private"}
+            return results.finished(read, {}, modern=client.era.modern)
         given = params.get("_meta")
         meta: Mapping[str, Any] = given if isinstance(given, dict) else {}
         bound = _bound(method, params)
@@ -219,25 +227,30 @@ class Gateway:
                 on_updated=lambda uri: self._updated(client, uri),
             )  # fmt: skip
             outcome, handle = await upstream.carry(client, wanted, call, relay)
-            return _told(outcome, wanted, client, handle)
+            return _told(outcome, wanted, upstream.profile, handle, modern=client.era.modern)
 
         if not may_ask and not as_task:
             return await carry(None)
         ongoing = Ongoing(client.sender, bound, call.task)
         return await self._calls.begin(ongoing, carry, patience_s=TASK_PATIENCE_S if as_task else None)
 
-    def _task(self, client: Client, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        call = self._calls.task(client.sender, params.get("taskId"))
-        shown: dict[str, Any] = {}
+    async def _task(self, client: Client, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        task = params.get("taskId")
+        call = self._calls.task(client.sender, task)
+        shown = None if call is None else described(call)
+        if shown is None and isinstance(task, str):
+            shown = await self._kept.task(client.sender, task)
+        if shown is None:
+            raise GatewayError(INVALID_PARAMS, "Invalid params: there is no such task")
         if method == "tasks/get":
-            shown = described(call)
-        elif method == "tasks/cancel":
-            call.scope.cancel()
-        elif isinstance(answers := params.get("inputResponses"), dict):
-            call.answer(answers)
-        else:
+            return results.finished(shown, {}, modern=True)
+        if method == "tasks/update" and not isinstance(params.get("inputResponses"), dict):
             raise GatewayError(INVALID_PARAMS, "Invalid params: inputResponses is needed")
-        return results.finished(shown, {}, modern=True)
+        if call is not None and method == "tasks/cancel":
+            call.scope.cancel()
+        elif call is not None:
+            call.answer(params["inputResponses"])
+        return results.finished({}, {}, modern=True)
 
     def _of_connection(self, client: Client, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         """What only concerns the client's own connection, and runs no server's code."""
@@ -278,11 +291,11 @@ class Gateway:
 
 @asynccontextmanager
 async def open_gateway(
-    servers: Sequence[Served], run: Run, refuse: Refuse, new_task: Callable[[], str], residences: Residences
+    servers: Sequence[Served], run: Run, refuse: Refuse, new_task: Callable[[], str], ports: Ports
 ) -> AsyncIterator[Gateway]:
     """A gateway for the length of the body; its sessions are ended, and its calls cancelled, with it."""
     async with anyio.create_task_group() as tasks:
-        gateway = Gateway(servers, run, refuse, new_task, tasks, residences)
+        gateway = Gateway(servers, run, refuse, new_task, tasks, ports.residences, ports.ledger)
         try:
             yield gateway
         finally:
@@ -291,9 +304,8 @@ async def open_gateway(
             tasks.cancel_scope.cancel()
 
 
-def _told(outcome: Outcome, wanted: Wanted, client: Client, handle: str | None) -> dict[str, Any]:
+def _told(outcome: Outcome, wanted: Wanted, profile: Profile, handle: str | None, *, modern: bool) -> dict[str, Any]:
     """What the client gets of an outcome: of a tool a result in any case, of anything else an error when it failed."""
-    modern = client.era.modern
     if failed(outcome):
         _log.warning("task %s: %s", outcome.task, results.sentence(outcome))
         named = outcome.reason in (Reason.TOOL_UNKNOWN, Reason.TOOL_NOT_ALLOWED, Reason.SERVER_ERROR)
@@ -306,7 +318,12 @@ def _told(outcome: Outcome, wanted: Wanted, client: Client, handle: str | None) 
     if outcome.pending:
         _log.warning("task %s: its changes wait: `fumehood commit %s`", outcome.task, outcome.task)
     ours = {TASK_KEY: outcome.task} | ({} if handle is None else {SESSION_KEY: handle})
-    return results.finished(said.result, ours, modern=modern)
+    told = said.result
+    if said.long is not None:
+        told = results.linked(outcome.task, said.long, profile.limits.result_bytes)
+    if wanted.kind is Kind.TOOL and (changed := files.links(outcome, profile)):
+        told = {**told, "content": [*told["content"], *changed]}
+    return results.finished(told, ours, modern=modern)
 
 
 def _bound(method: str, params: Mapping[str, Any]) -> str:

@@ -3,7 +3,8 @@
 A call runs in the gateway's own task group and is known to its client by a handle: unguessable, bound to the sender, and
 for a round also to exactly the request that it answers. Invariants: a handle of a round works once (the next round has
 another); whoever is not its sender learns nothing, not even that it exists; a request that is cancelled while it
-waits ends its call, and one that waits for nobody ends with its box's deadline; how many there are is bounded.
+waits ends its call, and one that waits for nobody ends with its box's deadline; how many there are is bounded. How a task
+ended is kept by the ledger and no longer held here: a later process of the same state finds it too.
 
 Sources: MCP 2026-07-28, "Multi round-trip requests"; the extension io.modelcontextprotocol/tasks (SEP-2663).
 """
@@ -14,17 +15,21 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import anyio
 import anyio.abc
 
+from fumehood.gateway import strict_json
 from fumehood.gateway.exchange import Questions
-from fumehood.gateway.protocol import INTERNAL_ERROR, INVALID_PARAMS, TOO_MANY_REQUESTS, GatewayError
+from fumehood.gateway.kept import KeptResults, iso
+from fumehood.gateway.protocol import CALL_FAILED, INTERNAL_ERROR, INVALID_PARAMS, TOO_MANY_REQUESTS, GatewayError
 from fumehood.model import Sender
+from fumehood.reasons import Reason
 
 MAX_ONGOING = 256
+MAX_HELD_BYTES = 64 * 1024
+HAND_OVER_S = 10.0
 TASK_TTL_S = 3600.0
 POLL_MS = 500
 
@@ -91,9 +96,10 @@ class Ongoing:
 class Calls:
     """The calls under way of one gateway."""
 
-    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
-        """Carry calls in `tasks`."""
+    def __init__(self, tasks: anyio.abc.TaskGroup, kept: KeptResults) -> None:
+        """Carry calls in `tasks`; how a task ended goes to `kept`."""
         self._tasks = tasks
+        self._kept = kept
         self._rounds: dict[str, Ongoing] = {}
         self._of_task: dict[str, Ongoing] = {}
         self._count = 0
@@ -117,13 +123,11 @@ class Calls:
         call.answer(answers)
         return await self._next(call, None)
 
-    def task(self, sender: Sender, task: Any) -> Ongoing:
-        """The call that a task id names. Raises `GatewayError`."""
+    def task(self, sender: Sender, task: Any) -> Ongoing | None:
+        """The call that a task id of this sender's names, while it is under way here or could not be kept."""
         self._prune()
         call = self._of_task.get(task) if isinstance(task, str) else None
-        if call is None or call.sender != sender:
-            raise GatewayError(INVALID_PARAMS, "Invalid params: there is no such task")
-        return call
+        return call if call is not None and call.sender == sender else None
 
     async def _next(self, call: Ongoing, patience_s: float | None) -> dict[str, Any]:
         with anyio.move_on_after(patience_s) as waiting:
@@ -133,7 +137,7 @@ class Calls:
                 if not waiting.cancelled_caught and not waiting.cancel_called:
                     call.scope.cancel()  # nobody waits for it any more
                 raise
-        if waiting.cancelled_caught:
+        if waiting.cancelled_caught and not call.is_over:
             call.is_task = True
             self._of_task[call.task] = call
             return {"resultType": "task", **described(call)}
@@ -161,6 +165,20 @@ class Calls:
             self._rounds = {handle: each for handle, each in self._rounds.items() if each is not call}
             if not call.is_task:
                 self._count -= 1
+            elif not call.cancelled:
+                await self._hand_over(call)
+
+    async def _hand_over(self, call: Ongoing) -> None:
+        """Keep how a task ended where a later process finds it too, and hold it no more."""
+        answer = ending(call)
+        with anyio.move_on_after(HAND_OVER_S, shield=True):
+            if await self._kept.keep_answer(call.task, answer):
+                del self._of_task[call.task]
+                self._count -= 1
+                return
+        if len(strict_json.dumps(answer)) > MAX_HELD_BYTES:
+            reason = Reason.RESULT_NOT_KEPT
+            call.end(error=GatewayError(CALL_FAILED, f"fumehood: {reason.value}: {reason.meaning}. {reason.remedy}"))
 
     def _prune(self) -> None:
         """Forget tasks whose time to be fetched is over."""
@@ -176,22 +194,23 @@ def described(call: Ongoing) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "taskId": call.task,
         "status": "working",
-        "createdAt": _iso(call.began_s),
-        "lastUpdatedAt": _iso(call.changed_s),
+        "createdAt": iso(call.began_s),
+        "lastUpdatedAt": iso(call.changed_s),
         "ttlMs": int(TASK_TTL_S * 1000),
         "pollIntervalMs": POLL_MS,
     }
     if call.cancelled:
         return {**shown, "status": "cancelled"}
-    if call.error is not None:
-        error = {"code": call.error.code, "message": call.error.message}
-        return {**shown, "status": "failed", "error": error | ({} if call.error.data is None else {"data": call.error.data})}
-    if call.result is not None:
-        return {**shown, "status": "completed", "result": call.result}
+    if call.is_over:
+        return {**shown, "status": "completed" if call.error is None else "failed", **ending(call)}
     if call.questions is not None:
         return {**shown, "status": "input_required", "inputRequests": dict(call.questions)}
     return shown
 
 
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def ending(call: Ongoing) -> dict[str, Any]:
+    """How a call that is over ended: its `result`, or its `error`."""
+    if call.error is None:
+        return {"result": call.result}
+    error = {"code": call.error.code, "message": call.error.message}
+    return {"error": error | ({} if call.error.data is None else {"data": call.error.data})}

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fumehood.gateway.kept import uri_of
+from fumehood.gateway.long import Long
 from fumehood.gateway.protocol import (
     CALL_FAILED,
     CALL_KILLED,
@@ -58,6 +60,13 @@ def unsuccessful(outcome: Outcome, *, modern: bool) -> dict[str, Any]:
         {TASK_KEY: outcome.task, OUTCOME_KEY: facts(outcome)},
         modern=modern,
     )
+
+
+def linked(task: str, found: Long, limit_bytes: int) -> dict[str, Any]:
+    """What stands for a tool's result over `limits.result`: where it is kept."""
+    said = f"{NAME}: the result has {found.size} bytes, over `limits.result` of {limit_bytes}; it can be read as a resource"
+    link = {"type": "resource_link", "uri": uri_of(task), "name": "result", "mimeType": "application/json", "size": found.size}
+    return {"content": [{"type": "text", "text": said}, link], "isError": found.is_error}
 
 
 def finished(result: Mapping[str, Any], ours: Mapping[str, Any], *, modern: bool) -> dict[str, Any]:

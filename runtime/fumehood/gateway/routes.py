@@ -12,14 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fumehood.admission.policy import permits
+from fumehood.admission.policy import WORKSPACE_FILES, permits
+from fumehood.gateway import files
 from fumehood.gateway.catalogue import Catalogue
+from fumehood.gateway.kept import SCHEME
 from fumehood.gateway.peer import Client
 from fumehood.gateway.protocol import INVALID_PARAMS, RESOURCE_NOT_FOUND, GatewayError, printable
 from fumehood.gateway.upstream import Upstream, Wanted
 from fumehood.model import Kind, Profile
 
 SEPARATOR = "__"
+RESERVED = (WORKSPACE_FILES, SCHEME)
 _KINDS = {"tools": Kind.TOOL, "prompts": Kind.PROMPT, "resources": Kind.RESOURCE, "resourceTemplates": Kind.RESOURCE}
 _log = logging.getLogger("fumehood")
 
@@ -47,6 +50,8 @@ class Routes:
             if upstream not in found:
                 continue
             for name, entry in _of(member, found[upstream]).items():
+                if member.startswith("resource") and name.startswith(RESERVED):
+                    continue  # those addresses are ours: reading them never comes to a server
                 if not _visible(upstream.profile, member, name):
                     continue
                 if member in {"tools", "prompts"}:
@@ -56,6 +61,8 @@ class Routes:
                 else:
                     seen[name] = upstream.name
                     entries.append(entry)
+        if member == "resourceTemplates" and any(files.offered(upstream.profile) for upstream in self.upstreams):
+            entries.append(files.TEMPLATE)
         return entries
 
     async def of(self, kind: Kind, params: Mapping[str, Any], client: Client) -> Route:
@@ -89,6 +96,8 @@ class Routes:
         allowed = [upstream for upstream in self.upstreams if permits(upstream.profile, Kind.RESOURCE, uri)]
         if len(allowed) == 1 or len(self.upstreams) == 1:
             return (allowed or self.upstreams)[0]
+        if uri.startswith(WORKSPACE_FILES):
+            raise GatewayError(INVALID_PARAMS, f"{printable(uri, 200)!r}: more than one server has a workspace with it, or none")
         # Several may: the one that has it, or whose template it could be.
         having: list[Upstream] = []
         for upstream in allowed:

@@ -12,18 +12,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from fumehood.admission.policy import permits
-from fumehood.execution import Exchange, Visit, Work
-from fumehood.gateway import catalogue, exchange
+from fumehood.admission.policy import WORKSPACE_FILES, permits
+from fumehood.execution import Command, Exchange, Visit, Work
+from fumehood.gateway import catalogue, exchange, files
 from fumehood.gateway.catalogue import Catalogue, Shelf, UnreadError
-from fumehood.gateway.exchange import ClientFacts, Relay
+from fumehood.gateway.exchange import ClientFacts, Relay, Said, Spill
+from fumehood.gateway.kept import KeptResults
 from fumehood.gateway.peer import Client
 from fumehood.gateway.protocol import TASKS_EXTENSION, printable
 from fumehood.gateway.served import Served
 from fumehood.gateway.sessions import Sessions
-from fumehood.model import Ask, Deny, Kind, Outcome, Profile, Result, Scope, Sender, ToolCall, WorkspaceMode
+from fumehood.memory import Memory
+from fumehood.model import Ask, Deny, Kind, Outcome, Oversize, Profile, Result, Scope, Sender, ToolCall, WorkspaceMode
 from fumehood.reasons import Reason
 
+SPILL_FACTOR = 16
+SPILL_BYTES = 2**30
 Run = Callable[[ToolCall, Work], Awaitable[Outcome]]
 Refuse = Callable[[ToolCall, Deny], Awaitable[Outcome]]
 
@@ -45,7 +49,7 @@ class Upstream:
     """One server. `run` is `run_call`; `refuse` makes the record of what the gateway itself refuses."""
 
     def __init__(
-        self, served: Served, run: Run, refuse: Refuse, new_task: Callable[[], str], sessions: Sessions
+        self, served: Served, run: Run, refuse: Refuse, new_task: Callable[[], str], sessions: Sessions, kept: KeptResults
     ) -> None:
         """Start nothing before the first request needs it."""
         self.served = served
@@ -53,6 +57,7 @@ class Upstream:
         self._refuse = refuse
         self._new_task = new_task
         self._sessions = sessions
+        self._kept = kept
         self._shelf = Shelf()
 
     @property
@@ -86,16 +91,19 @@ class Upstream:
 
         Raises `GatewayError` for a handle of no session.
         """
+        if wanted.kind is Kind.RESOURCE and wanted.name.startswith(WORKSPACE_FILES):
+            return await self._file(wanted, call), None
         try:
             pinned = await self._judge(client, wanted, call)
             if isinstance(pinned, Deny):
                 return await self._refuse(call, pinned), None
             facts = replace(self._facts(client), log_level=wanted.log_level)
             converse = partial(
-                exchange.request, client=facts, greeting=pinned.greeting, method=wanted.method, params=wanted.params, relay=relay
-            )
+                exchange.request, client=facts, greeting=pinned.greeting, method=wanted.method, params=wanted.params, relay=relay,
+                spill=self._spill(wanted, call),
+            )  # fmt: skip
             if self.profile.scope is Scope.CALL:
-                return await self._run(call, Exchange(self.served.argv, converse)), None
+                return _honest(await self._run(call, Exchange(self.served.argv, converse)), wanted, pinned), None
             hosting = replace(
                 self._call(client.sender, Kind.SESSION, None, {}), front_door="session"
             )
@@ -108,7 +116,31 @@ class Upstream:
         if session.outcome is not None and session.residence.is_over:
             return session.outcome, None
         outcome = await self._run(replace(call, session=session.task), Visit(partial(converse, greeted=True)))
-        return outcome, handle
+        return _honest(outcome, wanted, pinned), handle
+
+    def _spill(self, wanted: Wanted, call: ToolCall) -> Spill | None:
+        """Where a long result goes: only a tool's has a place for a link."""
+        if wanted.kind is not Kind.TOOL or self.profile.results is not Oversize.SPILL:
+            return None
+        most = min(SPILL_FACTOR * self.profile.limits.result_bytes, SPILL_BYTES)
+        return Spill(most, partial(self._kept.keep_result, call.task))
+
+    async def _file(self, wanted: Wanted, call: ToolCall) -> Outcome:
+        """A file of the workspace, read in a box that runs nothing of the server's."""
+        path = files.path_of(wanted.name)
+        shown = printable(wanted.name, 80)
+        if not permits(self.profile, Kind.RESOURCE, wanted.name):
+            detail = f"the profile does not allow the resource {shown!r}"
+            return await self._refuse(call, Deny(reason=Reason.NOT_ALLOWED, rule="gateway.allow", detail=detail))
+        if path is None or not files.offered(self.profile) or self.served.workspace_fd is None:
+            detail = f"there is no file {shown!r}"
+            return await self._refuse(call, Deny(reason=Reason.NOT_KNOWN, rule="gateway.files", detail=detail))
+        with Memory() as memory:
+            work = Command(("true",), get=((path, memory.fd),), get_bytes=self.profile.limits.result_bytes)
+            outcome = await self._run(replace(call, profile=files.reading_profile(self.profile)), work)
+            if outcome.result is Result.OK:
+                return replace(outcome, value=Said(files.contents(wanted.name, path, memory), 0))
+        return replace(outcome, reason=Reason.NOT_KNOWN) if outcome.reason is Reason.BAD_REQUEST else outcome
 
     async def _judge(self, client: Client, wanted: Wanted, call: ToolCall) -> Catalogue | Deny:
         """The catalogue that the call was judged by, or why it is refused. Raises `UnreadError`."""
@@ -143,6 +175,14 @@ class Upstream:
             workspace_path=served.workspace_path,
             front_door="gateway",
         )
+
+
+def _honest(outcome: Outcome, wanted: Wanted, pinned: Catalogue) -> Outcome:
+    """Where a tool has an output schema, a link in place of the result is an error: clients hold success against it."""
+    said = outcome.value
+    if isinstance(said, Said) and said.long is not None and "outputSchema" in pinned.tools[wanted.name].definition:
+        return replace(outcome, value=replace(said, long=replace(said.long, is_error=True)))
+    return outcome
 
 
 def _judged_tool(pinned: Catalogue, name: str, arguments: Mapping[str, Any]) -> Deny | None:

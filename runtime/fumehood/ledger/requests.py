@@ -15,7 +15,7 @@ from typing import Any
 
 from fumehood.faults import Refused
 from fumehood.lifecycle import State
-from fumehood.model import Deny, Result
+from fumehood.model import Deny, Keeping, Result
 from fumehood.reasons import Reason
 
 FACTS_BYTES = 32 * 1024
@@ -54,6 +54,12 @@ def _task(least: int) -> Check:
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not -(2**31) <= value < 2**63:
         raise ValueError("must be a whole number")
+    return value
+
+
+def _size(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 2**31:
+        raise ValueError("must be a number of bytes")
     return value
 
 
@@ -160,6 +166,10 @@ SHAPES: dict[str, dict[str, Check]] = {
         "before_task": _maybe(_ID),
     },
     "task": {"task": _task(PREFIX_CHARS), "after_seq": _maybe(_whole)},
+    # With one descriptor beside it, the only verb that has any.
+    "keep": {"task": _ID, "kind": _one_of(Keeping), "offset": _size, "bytes": _size},
+    "kept": {"task": _ID, "kind": _one_of(Keeping)},
+    "prune": {"older_than_s": _maybe(_number)},
 }
 # A reader may leave out what it does not want; a record leaves nothing out.
 _LENIENT = frozenset({"open_tasks", "tasks", "task"})

@@ -2,8 +2,9 @@
 
 Invariants: a reply to `open`, `close` and `close_lost` is sent after their commit is on disk; `event` is answered
 when it is queued (or not at all: a request without an id), before its commit, and commits without an fsync of its own.
-The order of one socket's requests is kept. A peer that breaks the message format, sends descriptors or does not read
-its replies loses its connection; the others do not notice. The process ends when all its peers have.
+The order of one socket's requests is kept, except that a `keep` is answered when it is on disk, a step at a time. A peer
+that breaks the message format, sends a descriptor with anything but `keep`, or does not read its replies loses its
+connection; the others do not notice. The process ends when all its peers have.
 
 It must never: parse anything but JSON of a checked shape, take a runtime id or a time of opening from a caller, or
 change a closed record.
@@ -12,6 +13,7 @@ change a closed record.
 from __future__ import annotations
 
 import logging
+import os
 import selectors
 import signal
 import socket
@@ -26,16 +28,19 @@ from fumehood import wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.ledger.requests import bad_request, checked
 from fumehood.lifecycle import State
-from fumehood.model import Deny
+from fumehood.model import Deny, Keeping
 from fumehood.reasons import Reason
 from fumehood.store import queries, records
 from fumehood.store.database import Connection, Database, opened
+from fumehood.store.results import Copy, Results
 
 # Of one socket at a time: a worker that floods us must not keep the broker's request waiting.
 BATCH = 128
 # How long an event may wait for others. Should this process be killed meanwhile, the timeline of a call lacks its last steps; its
 # record is there, and says that it was never closed.
 LINGER_S = 0.004
+RESULTS_KEPT_S = 24 * 3600.0
+COPIES = 32
 WRITES = frozenset({"open", "event", "close", "close_lost"})
 _log = logging.getLogger("fumehood.ledger")
 
@@ -48,15 +53,18 @@ class Request:
     number: int | None
     verb: str
     fields: dict[str, Any]
+    fd: int = -1
 
 
-def serve(socks: Sequence[socket.socket], folder: Path, runtime_id: str) -> None:
+def serve(
+    socks: Sequence[socket.socket], folder: Path, runtime_id: str, results_kept_s: float = RESULTS_KEPT_S
+) -> None:
     """Be the ledger until every socket has ended. Call it in the main thread of a process of its own."""
     # Ctrl-C and a service manager's stop reach the whole group; the worker still has records to close then.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with ExitStack() as stack:
-        ledger = _Ledger(folder, runtime_id, stack)
+        ledger = _Ledger(folder, runtime_id, results_kept_s, stack)
         selector = stack.enter_context(selectors.DefaultSelector())
         for sock in socks:
             sock.setblocking(False)
@@ -64,7 +72,8 @@ def serve(socks: Sequence[socket.socket], folder: Path, runtime_id: str) -> None
         held: list[Request] = []
         until = 0.0
         while selector.get_map():
-            ready = selector.select(max(0.0, until - time.monotonic()) if held else None)
+            wait_s = max(0.0, until - time.monotonic()) if held else None
+            ready = selector.select(0 if ledger.is_copying else wait_s)
             if not held:
                 until = time.monotonic() + LINGER_S
             for key, _ in ready:
@@ -75,6 +84,7 @@ def serve(socks: Sequence[socket.socket], folder: Path, runtime_id: str) -> None
             if len(held) >= BATCH or time.monotonic() >= until or any(request.verb != "event" for request in held):
                 ledger.handle(held)
                 held = []
+            ledger.copy_on()
         ledger.handle(held)
 
 
@@ -92,7 +102,7 @@ def _receive(sock: socket.socket, requests: list[Request]) -> bool:
             return False
         message, fds = got
         number = message.get("id")
-        if fds or not (number is None or isinstance(number, int)):
+        if len(fds) != (message.get("verb") == "keep") or not (number is None or isinstance(number, int)):
             wire.close_all(fds)
             _log.error("ledger: a peer was cut off: it sent what no peer of ours sends")
             return False
@@ -100,19 +110,20 @@ def _receive(sock: socket.socket, requests: list[Request]) -> bool:
             verb, fields = checked(message.get("verb"), message.get("args"))
         except Refused as error:
             _log.error("ledger: a request was refused: %s", error.detail)
+            wire.close_all(fds)
             _reply(Request(sock, number, "", {}), wire.reply_of_error(error))
             continue
-        requests.append(Request(sock, number, verb, fields))
+        requests.append(Request(sock, number, verb, fields, *fds))
         if verb == "event":
             _reply(requests[-1], {"ok": None})
     return True
 
 
-def _reply(request: Request, reply: dict[str, Any]) -> None:
+def _reply(request: Request, reply: dict[str, Any], fds: Sequence[int] = ()) -> None:
     if request.number is None:
         return
     try:
-        wire.send(request.sock, {"id": request.number, **reply})
+        wire.send(request.sock, {"id": request.number, **reply}, fds)
     except (wire.WireError, OSError):
         # Gone, or it does not read: its end arrives with the next select. One peer must not stop the others.
         _shut(request.sock)
@@ -126,14 +137,17 @@ def _shut(sock: socket.socket) -> None:
 class _Ledger:
     """The database, and how requests become transactions."""
 
-    def __init__(self, folder: Path, runtime_id: str, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, runtime_id: str, results_kept_s: float, stack: ExitStack) -> None:
         self._folder = folder
+        self._results_kept_s = results_kept_s
+        self._results: Results | None = None
+        self._copies: list[tuple[Request, Copy]] = []
         self._runtime_id = runtime_id
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._stack = stack
         self._opened: Database | None = None
-        with suppress(LedgerGone):  # told to whoever asks
-            self._database()
+        with suppress(FumehoodError):  # told to whoever asks
+            self._kept()
 
     def _database(self) -> Database:
         """The database. One that could not be opened is tried again with every batch: a full disk may have room now."""
@@ -141,13 +155,95 @@ class _Ledger:
             self._opened = self._stack.enter_context(opened(self._folder))
         return self._opened
 
+    def _kept(self) -> Results:
+        """The kept results, swept when they are first used. Raises FumehoodError."""
+        if self._results is None:
+            database = self._database()
+            results = Results(self._folder, self._results_kept_s)
+            self._stack.callback(results.close)
+            self._stack.callback(self._abandon)
+            known: list[str] = []
+            if names := results.tasks():
+                with database.read() as conn:
+                    known = queries.known(conn, names)
+            results.sweep(known)
+            self._results = results
+        return self._results
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether there is something to go on with."""
+        return bool(self._copies)
+
+    def copy_on(self) -> None:
+        """Take the next step of what is being kept, of each in turn."""
+        if not self._copies:
+            return
+        request, copy = self._copies.pop(0)
+        try:
+            if copy.step():
+                _reply(request, {"ok": {"until": copy.until_s}})
+            else:
+                self._copies.append((request, copy))
+        except Refused as error:
+            _reply(request, wire.reply_of_error(error))
+
+    def _abandon(self) -> None:
+        for _, copy in self._copies:
+            copy.abandon()
+
     def handle(self, requests: Sequence[Request]) -> None:
         """Do what arrived together: first what changes something, in one transaction, then what asks."""
         if writes := [request for request in requests if request.verb in WRITES]:
             self._write(writes)
         for request in requests:
-            if request.verb not in WRITES:
-                _reply(request, self._answer(request))
+            match request.verb:
+                case "keep":
+                    self._keep(request)
+                case "kept":
+                    self._find(request)
+                case verb if verb not in WRITES:
+                    _reply(request, self._answer(request))
+
+    def _keep(self, request: Request) -> None:
+        """Begin to keep what the descriptor holds, for a task of this runtime's own."""
+        fields, fd = request.fields, request.fd
+        task = fields["task"]
+        try:
+            with self._database().read() as conn:
+                owner = queries.owner(conn, task)
+            if owner is None or owner["runtime_id"] != self._runtime_id:
+                raise bad_request(f"keep: not possible for task {task}")
+            if len(self._copies) >= COPIES:
+                raise bad_request(f"keep: {COPIES} are under way")
+            results = self._kept()
+        except FumehoodError as error:
+            os.close(fd)
+            _reply(request, wire.reply_of_error(error))
+            return
+        try:
+            copy = results.begin(task, Keeping(fields["kind"]), fd, fields["offset"], fields["bytes"])
+        except Refused as error:
+            _reply(request, wire.reply_of_error(error))
+        else:
+            self._copies.append((request, copy))
+
+    def _find(self, request: Request) -> None:
+        """Tell whose a task is, and hand out what is kept of it: the worker decides who may read it."""
+        try:
+            with self._database().read() as conn:
+                owner = queries.owner(conn, request.fields["task"])
+            found = None
+            if owner is not None:
+                with suppress(FumehoodError):
+                    found = self._kept().find(request.fields["task"], Keeping(request.fields["kind"]))
+        except FumehoodError as error:
+            _reply(request, wire.reply_of_error(error))
+            return
+        kept = None if found is None else {"bytes": found.size_bytes, "at": found.at_s, "until": found.until_s}
+        fds = [] if found is None else [found.fd]
+        _reply(request, {"ok": None if owner is None else {**owner, "kept": kept}}, fds)
+        wire.close_all(fds)
 
     def _write(self, writes: Sequence[Request]) -> None:
         try:
@@ -199,6 +295,9 @@ class _Ledger:
     def _answer(self, request: Request) -> dict[str, Any]:
         fields = request.fields
         try:
+            if request.verb == "prune":
+                count, size = self._kept().prune(fields["older_than_s"])
+                return {"ok": {"removed": count, "bytes": size}}
             with self._database().read() as conn:
                 match request.verb:
                     case "open_tasks":

@@ -51,6 +51,9 @@ def _duration(low: float, high: float = 86_400.0) -> tuple[BeforeValidator, With
     return _measured(units.seconds_of, units.duration_text, low, high), schema
 
 
+Retention = Annotated[float, *_duration(60, 30 * 86_400.0)]
+
+
 def _matching(pattern: str, what: str) -> tuple[BeforeValidator, WithJsonSchema]:
     compiled = re.compile(pattern)
 

@@ -74,9 +74,9 @@ class Box:
         """Copy a file into the workspace before the start."""
         await self._broker.put(self._task, source, path)
 
-    async def get(self, path: str, target: int) -> None:
+    async def get(self, path: str, target: int, most_bytes: int | None = None) -> None:
         """Copy a file out of the workspace after the end."""
-        await self._broker.get(self._task, path, target)
+        await self._broker.get(self._task, path, target, most_bytes)
 
     async def settle(self, action: str, protect: Sequence[str]) -> Settled:
         """Commit, hold or discard the workspace's changes."""

@@ -6,7 +6,7 @@ Each function runs inside `Database.read`. Records are named in the order of the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,10 @@ from fumehood.store.tables import EVENTS, IS_OPEN, RECORDS, USAGE
 PAGE_BYTES = 160 * 1024
 PAGE_ROWS = 500
 OPEN_ROWS = 300
+_OWNER = (
+    *("tenant", "sender", "sender_uid", "runtime_id", "front_door", "state", "result", "reason"),
+    *("opened_at", "closed_at"),
+)
 _LONG = ("readback", "teardown", "files")
 
 
@@ -97,6 +101,21 @@ def task(conn: Connection, name: str, *, after_seq: int | None) -> dict[str, Any
     with conn.execute(query) as found:
         page, more = fitting((dict(row) for row in found.mappings()), PAGE_ROWS, room)
     return {"record": record, "events": page, "more": more}
+
+
+def owner(conn: Connection, name: str) -> dict[str, Any] | None:
+    """Whose call it was and how it went, as far as what is kept of it is concerned; None when there is no record."""
+    found = conn.execute(select(*(RECORDS.c[column] for column in _OWNER)).where(RECORDS.c.task == name)).mappings().first()
+    return None if found is None else dict(found)
+
+
+def known(conn: Connection, names: Sequence[str]) -> list[str]:
+    """Those of these tasks that have records."""
+    found: list[str] = []
+    for start in range(0, len(names), PAGE_ROWS):
+        query = select(RECORDS.c.task).where(RECORDS.c.task.in_(names[start : start + PAGE_ROWS]))
+        found += conn.execute(query).scalars()
+    return found
 
 
 def as_json(row: RowMapping) -> dict[str, Any]:

@@ -17,6 +17,7 @@ SAMPLE = {"messages": [{"role": "user", "content": {"type": "text", "text": "hi"
 CAPABILITIES = {"tools": {}, "prompts": {}, "resources": {"subscribe": True}, "completions": {}, "logging": {}}
 
 counter = 0
+answering = None
 level = None
 
 
@@ -138,7 +139,28 @@ def big(params: dict) -> dict:
     return text("x" * int(params["arguments"].get("bytes", 100_000)))
 
 
-TOOLS = {each.__name__: each for each in (count, ticks, who, sample, insist, log, touch, nap, late_who, chatter, fall, pid, big, write, eat)}
+def late_big(params: dict) -> dict:
+    nap(params)
+    return big(params)
+
+
+def raw(params: dict) -> dict:
+    """Lines that the test made up, written as they are; `ID` in them is the request's."""
+    for line in params["arguments"]["lines"]:
+        sys.stdout.write(line.replace("ID", json.dumps(answering)).replace("LONG", "x" * 200_000) + "\n")
+    sys.stdout.flush()
+    return text("after")
+
+
+def shaped(params: dict) -> dict:
+    return {**big(params), "structuredContent": {"a": 1}}
+
+
+def long_question(_params: dict) -> dict:
+    return {**insist({}), "pad": "x" * 200_000, "content": []}
+
+
+TOOLS = {each.__name__: each for each in (count, ticks, who, sample, insist, log, touch, nap, late_who, chatter, fall, pid, big, write, eat, late_big, raw, shaped, long_question)}
 RESOURCES = [{"uri": "memo://one", "name": "one"}, {"uri": "memo://two", "name": "two"}]
 
 
@@ -159,7 +181,8 @@ def answer(method: str, params: dict) -> dict:
             level = params["level"]
             return {}
         case "tools/list":
-            return {"tools": [{"name": name, "inputSchema": OBJECT} for name in TOOLS]}
+            shape = {"shaped": {"outputSchema": {"type": "object"}}}
+            return {"tools": [{"name": name, "inputSchema": OBJECT, **shape.get(name, {})} for name in TOOLS]}
         case "tools/call":
             return TOOLS[params["name"]](params)
         case "prompts/list":
@@ -168,7 +191,8 @@ def answer(method: str, params: dict) -> dict:
             said = f"Hello, {(params.get('arguments') or {}).get('who')}"
             return {"messages": [{"role": "user", "content": {"type": "text", "text": said}}]}
         case "resources/list":
-            return {"resources": RESOURCES}
+            planted = [{"uri": f"{scheme}x", "name": "x"} for scheme in ("workspace:///", "fumehood://")]
+            return {"resources": RESOURCES + planted}
         case "resources/templates/list":
             return {"resourceTemplates": [{"uriTemplate": "memo://{name}", "name": "memo"}]}
         case "resources/read":
@@ -181,8 +205,10 @@ def answer(method: str, params: dict) -> dict:
 
 
 def main() -> None:
+    global answering
     for line in sys.stdin:
         request = json.loads(line)
+        answering = request.get("id")
         if "id" in request and "method" in request:
             found = answer(request["method"], request.get("params") or {})
             if "error" not in found and MODERN:
