@@ -103,11 +103,8 @@ class Live:
         return self.process.pid
 
     def ours(self) -> dict[str, int]:
-        """The pids of the three processes, told apart by their uids."""
-        found = {"worker": self.worker}
-        for pid in children(self.worker):
-            found["broker" if os.stat(f"/proc/{pid}").st_uid == 0 else "ledger"] = pid
-        return found
+        """The pids of the three processes."""
+        return ours(self.worker)
 
 
 @dataclass
@@ -119,19 +116,32 @@ class Lab:
     runtimes: set[str] = field(default_factory=set)
 
     @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
     def state(self) -> Path:
         return self.folder / "state"
+
+    @property
+    def cwd(self) -> Path:
+        """Where a command starts."""
+        return self.folder
 
     @property
     def env(self) -> dict[str, str]:
         """The whole environment of a command: nothing of the developer's."""
         return {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": str(self.folder / "home"),
+            "HOME": str(self.home),
             "FUMEHOOD_STATE": str(self.state),
             "FUMEHOOD_CONFIG": str(self.folder / "fumehood.yaml"),
             "PYTHONPATH": str(Path(fumehood.__file__).parents[1]),  # what the tests import is what they run
         }
+
+    def as_user(self, *argv: str) -> list[str]:
+        """The command line that runs `argv` as who uses the lab: root."""
+        return [*argv]
 
     def profile(self, name: str, text: str = "") -> str:
         """A profile that extends `python`; its path, which is what its records call it."""
@@ -154,7 +164,7 @@ class Lab:
         began = time.monotonic()
         done = subprocess.run(
             [*(program or [str(FUMEHOOD)]), *args], input=input if input is not None else "", capture_output=True,
-            text=True, timeout=timeout, env={**self.env, **(env or {})}, cwd=cwd or self.folder, check=False,
+            text=True, timeout=timeout, env={**self.env, **(env or {})}, cwd=cwd or self.cwd, check=False,
         )  # fmt: skip
         return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
@@ -182,9 +192,10 @@ class Lab:
     ) -> Iterator[Live]:
         """A tool that runs for the length of the body. What is left of it afterwards is killed."""
         given = [] if workspace is None else ["--workspace", str(workspace)]
+        argv = [str(FUMEHOOD), "run", "--profile", profile, "--engine", engine, *given, "--", "python3", "-uc", code]
         process = subprocess.Popen(
-            [str(FUMEHOOD), "run", "--profile", profile, "--engine", engine, *given, "--", "python3", "-uc", code],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.env, cwd=self.folder,
+            self.as_user(*argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=self.env, cwd=self.cwd,
         )  # fmt: skip
         try:
             yield Live(process)
@@ -241,18 +252,23 @@ class Lab:
                 yield pid, groups.splitlines()[0]
 
 
-def open_lab(mark: str = "") -> Lab:
-    """Make the session's folder, or one of a file's own with a `mark`."""
+def new_folder(mark: str, *names: str) -> Path:
+    """A folder of this process's with these folders in it, and a configuration that accepts the engines' risks."""
     PARENT.mkdir(mode=0o711, exist_ok=True)
     PARENT.chmod(0o711)
     folder = PARENT / f"{os.getpid()}{mark}"
-    folder.mkdir(mode=0o711)
-    for name in ("home", "profiles", "workspaces", "state", "state/run", "state/ids", "state/locks"):
+    for name in ("", *names):
         (folder / name).mkdir(mode=0o711)
+    (folder / "fumehood.yaml").write_text(f"accept_risk: [{', '.join(RISKS)}]\n")
+    return folder
+
+
+def open_lab(mark: str = "") -> Lab:
+    """Make the session's folder, or one of a file's own with a `mark`."""
+    folder = new_folder(mark, "home", "profiles", "workspaces", "state", "state/run", "state/ids", "state/locks")
     for name in ("ids", "locks"):
         (folder / "state" / name).chmod(0o700)
     (folder / "state" / "images").symlink_to(STORE)
-    (folder / "fumehood.yaml").write_text(f"accept_risk: [{', '.join(RISKS)}]\n")
     inotify = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
     assert inotify >= 0
     assert _libc.inotify_add_watch(inotify, os.fsencode(folder / "state" / "run"), _IN_CREATE) >= 0
@@ -338,6 +354,14 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def ours(worker: int) -> dict[str, int]:
+    """The pids of root's three processes, told apart by their uids."""
+    found = {"worker": worker}
+    for pid in children(worker):
+        found["broker" if os.stat(f"/proc/{pid}").st_uid == 0 else "ledger"] = pid
+    return found
+
+
 def status(pid: int) -> dict[str, str]:
     """/proc/PID/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -357,12 +381,12 @@ def with_marker(marker: str) -> list[int]:
     return found
 
 
-def boxed(marker: str) -> int:
-    """The host's pid of the one process in a box (by its uid) whose arguments hold the marker."""
+def boxed(marker: str, ids: range = range(IDS, 2**32)) -> int:
+    """The host's pid of the one process in a box (by its uid, which is of `ids`) whose arguments hold the marker."""
     found = []
     for pid in pids():
         try:
-            if int(status(pid)["Uid"].split()[0]) >= IDS and marker.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if int(status(pid)["Uid"].split()[0]) in ids and marker.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
         except (OSError, KeyError):
             continue

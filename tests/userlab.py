@@ -21,7 +21,7 @@ import pytest
 
 import fumehood
 from fumehood.broker.cgroups import parse_trees
-from lab import FUMEHOOD, PARENT, RISKS, Done, Lab, Live, needs, pids, status
+from lab import FUMEHOOD, Done, Lab, boxed, needs, new_folder, pids, status
 
 SUBIDS = 65_536
 FIRST = 2**28  # far from what useradd hands out, and below the range of root's boxes
@@ -55,12 +55,12 @@ class UserLab(Lab):
     groups: Mapping[str, Path] | None = None
 
     @property
-    def home(self) -> Path:
-        return self.folder / "home"
-
-    @property
     def state(self) -> Path:
         return self.home / ".local/state/fumehood"
+
+    @property
+    def cwd(self) -> Path:
+        return self.home
 
     @property
     def env(self) -> dict[str, str]:
@@ -78,27 +78,11 @@ class UserLab(Lab):
         return ["/bin/sh", "-c", JOIN, "join", f"{self.uid}:{self.gid}", *joined, "--", *drop, *argv]
 
     def fumehood(
-        self, *args: str, program: Sequence[str] = (), without: Sequence[str] = (), cwd: Path | None = None, **options: Any
+        self, *args: str, program: Sequence[str] = (), without: Sequence[str] = (), **options: Any
     ) -> Done:
         """Run the command line as the user."""
         whole = self.as_user(*(program or [str(FUMEHOOD)]), without=without)
-        return super().fumehood(*args, program=whole, cwd=cwd or self.home, **options)
-
-    @contextmanager
-    def live(self, engine: str, code: str, *, profile: str = "python", workspace: Path | None = None) -> Iterator[Live]:
-        """As root's, by the user."""
-        assert workspace is None
-        argv = [str(FUMEHOOD), "run", "--profile", profile, "--engine", engine, "--", "python3", "-uc", code]
-        process = subprocess.Popen(
-            self.as_user(*argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=self.env, cwd=self.home,
-        )  # fmt: skip
-        try:
-            yield Live(process)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-            process.communicate(timeout=30)
+        return super().fumehood(*args, program=whole, **options)
 
     def owns(self, uid: int) -> bool:
         """Whether a uid is the user's or one of its boxes'."""
@@ -118,16 +102,7 @@ class UserLab(Lab):
 
     def boxed(self, marker: str) -> int:
         """The pid of the one process in a box whose arguments hold the marker."""
-        found = []
-        for pid in self.processes():
-            try:
-                inside = int(status(pid)["Uid"].split()[0]) != self.uid
-                if inside and marker.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(pid)
-            except OSError:
-                continue
-        (only,) = found
-        return only
+        return boxed(marker, range(self.first_id, self.first_id + SUBIDS))
 
     def left(self) -> list[str]:
         """Everything on this host that is the user's runtimes' and should be gone."""
@@ -153,11 +128,7 @@ def user_lab_for(image: str, letter: str) -> Iterator[UserLab]:
     if not (shutil.which("newuidmap") and shutil.which("crun")):
         pytest.skip("needs newuidmap and crun")
     name = f"fumehood-{letter}{os.getpid()}"
-    PARENT.mkdir(mode=0o711, exist_ok=True)
-    PARENT.chmod(0o711)
-    folder = PARENT / f"{os.getpid()}{letter}"
-    for part in ("", "profiles"):
-        (folder / part).mkdir(mode=0o711)
+    folder = new_folder(letter, "profiles")
     run("useradd", "--system", "--user-group", "--home-dir", str(folder / "home"), "--shell", "/usr/sbin/nologin", name)
     groups: dict[str, Path] = {}
     try:
@@ -167,7 +138,6 @@ def user_lab_for(image: str, letter: str) -> Iterator[UserLab]:
         user = pwd.getpwnam(name)
         (folder / "home").mkdir(mode=0o700)
         os.chown(folder / "home", user.pw_uid, user.pw_gid)
-        (folder / "fumehood.yaml").write_text(f"accept_risk: [{', '.join(RISKS)}]\n")
         groups.update(handed_over(name, user))
         made = UserLab(folder, -1, name=name, uid=user.pw_uid, gid=user.pw_gid, first_id=first, groups=groups)
         yield made

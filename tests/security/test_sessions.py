@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.abc
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp_types import ElicitResult
 
-from lab import FUMEHOOD, Lab, boxed, children, gone
+from lab import FUMEHOOD, Lab, boxed, gone, ours
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -71,6 +72,21 @@ def records(lab: Lab, *options: str) -> list[dict[str, Any]]:
     return found
 
 
+async def called_by_hand(
+    lab: Lab, engine: str, profile: str, workspace: Path, tool: str, **arguments: Any
+) -> tuple[anyio.abc.Process, bytes]:
+    """A gateway that has answered one call and waits for more: a process to be killed. And the answer."""
+    args = ["gateway", "--profile", profile, "--engine", engine, "--workspace", str(workspace)]
+    process = await anyio.open_process([str(FUMEHOOD), *args], env=lab.env, stderr=None)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
+    params = {"name": tool, "arguments": arguments, "_meta": meta}
+    await process.stdin.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode() + b"\n")
+    with anyio.fail_after(60):
+        return process, await process.stdout.receive()
+
+
 async def test_a_server_cannot_go_on_working_between_its_calls(
     lab: Lab, engine: str, profiles: Any, workspace: Path, nothing_left: None  # noqa: ARG001 - a check
 ) -> None:
@@ -103,25 +119,16 @@ async def test_each_call_has_its_own_record_and_usage_and_the_session_one_contai
 async def test_a_frozen_box_does_not_survive_kill_9_of_any_of_us(
     lab: Lab, engine: str, profiles: Any, workspace: Path, victim: str
 ) -> None:
-    args = ["gateway", "--profile", profiles(), "--engine", engine, "--workspace", str(workspace)]
-    process = await anyio.open_process([str(FUMEHOOD), *args], env=lab.env, stderr=None)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
-    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "pid", "arguments": {}, "_meta": meta}}
-    await process.stdin.send(json.dumps(call).encode() + b"\n")
-    with anyio.fail_after(60):
-        answer = await process.stdout.receive()
+    process, answer = await called_by_hand(lab, engine, profiles(), workspace, "pid")
     assert b"result" in answer, answer
     frozen = boxed("stateful.py")
-    ours = {"worker": process.pid}
-    for pid in children(process.pid):
-        ours["broker" if os.stat(f"/proc/{pid}").st_uid == 0 else "ledger"] = pid
-    os.kill(ours[victim], signal.SIGKILL)
+    three = ours(process.pid)
+    os.kill(three[victim], signal.SIGKILL)
+    assert process.stdin is not None
     await process.stdin.aclose()
     with anyio.fail_after(30):
         await process.wait()
-    for pid in ours.values():
+    for pid in three.values():
         assert gone(pid)
     assert lab.fumehood("run", "--profile", "python", "--engine", engine, "--", "true").status == 0, "the next start sweeps"
     assert gone(frozen)
@@ -148,15 +155,9 @@ async def test_an_operator_ends_a_session_of_another_process_and_what_it_wrote_i
 async def test_a_signal_ends_a_session_in_order(
     lab: Lab, engine: str, profiles: Any, workspace: Path, nothing_left: None  # noqa: ARG001
 ) -> None:
-    args = ["gateway", "--profile", profiles(), "--engine", engine, "--workspace", str(workspace)]
-    process = await anyio.open_process([str(FUMEHOOD), *args], env=lab.env, stderr=None)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
-    params = {"name": "write", "arguments": {"name": "signalled.txt"}, "_meta": meta}
-    await process.stdin.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode() + b"\n")
+    process, answer = await called_by_hand(lab, engine, profiles(), workspace, "write", name="signalled.txt")
+    assert b"written" in answer, answer
     with anyio.fail_after(60):
-        assert b"written" in await process.stdout.receive()
         process.terminate()
         assert await process.wait() == 0
     assert (workspace / "signalled.txt").read_text() == "kept", "it was not lost with the signal"
