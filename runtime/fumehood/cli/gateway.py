@@ -230,7 +230,7 @@ async def _serve(processes: Processes[Any], servers: Sequence[Served], listening
             async for served in taken:
                 if served.http is not None and listening is not None and listening.http is not None:
                     listening.http.adopt(served.http)
-                gateway.serve([_closing(server) for server in served.servers])
+                gateway.serve([_taken(server) for server in served.servers])
 
     streams = None if listening else stdio.claim()
     async with AsyncExitStack() as stack:
@@ -239,7 +239,7 @@ async def _serve(processes: Processes[Any], servers: Sequence[Served], listening
         if processes.operator is not None:
             operator = await stack.enter_async_context(changes.operator(processes.operator))
         run, refuse = partial(_run, runtime.ports), partial(_refuse, runtime.ports)
-        began = [_closing(server) for server in servers]
+        began = [_taken(server) for server in servers]
         async with anyio.create_task_group() as tasks:
             async with open_gateway(began, run, refuse, runtime.new_task, runtime.ports) as gateway:
                 began.clear()
@@ -254,13 +254,15 @@ async def _serve(processes: Processes[Any], servers: Sequence[Served], listening
         os.close(fd)
 
 
-def _closing(server: Served) -> Served:
-    """The server, which lets go of its directory with itself: when no call under way is its any more."""
+def _taken(server: Served) -> Served:
+    """The server for the gateway, which lets go of its directory with it: when no call under way is its any more."""
     import weakref
+    from dataclasses import replace
 
-    if server.workspace_fd is not None:
-        weakref.finalize(server, os.close, server.workspace_fd)
-    return server
+    taken = replace(server)  # whoever told us of it may keep what they have
+    if taken.workspace_fd is not None:
+        weakref.finalize(taken, os.close, taken.workspace_fd)
+    return taken
 
 
 async def _transports(
