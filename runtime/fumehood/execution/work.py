@@ -1,0 +1,127 @@
+"""What happens inside a box, and what it needs of one."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from fumehood.model import Usage
+from fumehood.ports import Exited
+from fumehood.reasons import Reason
+from fumehood.residence import HeldBox, Residence, ServerStreams
+
+
+class Parking(Protocol):
+    """The part of a conversation's box that waiting for a person needs."""
+
+    def parked(self, seconds: float) -> AbstractAsyncContextManager[None]:
+        """Let the box stand still for the body, at most so long: it is killed then."""
+        ...
+
+
+class Streams(ServerStreams, Parking, Protocol):
+    """What a conversation has: a server's streams, and its box to park."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One program run to its end. `stdin` is a descriptor that is read to its end, or None for an empty one.
+
+    `on_output` is told of each chunk as it comes (stream name, bytes within the limit), for callers that pass it through.
+    `put` copies a descriptor's content to a workspace path before the start, `get` the other way after a good end,
+    each at most `get_bytes` if given.
+    """
+
+    argv: tuple[str, ...]
+    stdin: int | None = None
+    on_output: Callable[[str, bytes], None] | None = None
+    put: tuple[tuple[int, str], ...] = ()
+    get: tuple[tuple[str, int], ...] = ()
+    get_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A server started in the box and talked to; its first process is killed when `converse` has returned."""
+
+    argv: tuple[str, ...]
+    converse: Callable[[Streams], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """A server started in the box and kept there: `greet` opens the conversation, `residence` lets calls visit."""
+
+    argv: tuple[str, ...]
+    greet: Callable[[Streams], Awaitable[Any]]
+    residence: Residence
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A conversation with the server of the session that the call belongs to."""
+
+    converse: Callable[[Streams], Awaitable[Any]]
+
+
+Work = Command | Exchange | Hosting | Visit
+
+
+class RunningBox(HeldBox, Protocol):
+    """The part of a box of the call's own that running work needs."""
+
+    async def start(self, argv: tuple[str, ...], env: Mapping[str, str], stdio: tuple[int, int, int]) -> None:
+        """Start the tool."""
+        ...
+
+    async def wait(self) -> Exited:
+        """Wait for its end."""
+        ...
+
+    async def park(self, seconds: float) -> None:
+        """Let it stand still while somebody is asked something."""
+        ...
+
+    async def resume(self) -> None:
+        """Let it go on."""
+        ...
+
+    async def put(self, source: int, path: str) -> None:
+        """Copy a file into the workspace."""
+        ...
+
+    async def get(self, path: str, target: int, most_bytes: int | None = None) -> None:
+        """Copy a file out of the workspace."""
+        ...
+
+
+@runtime_checkable
+class VisitedBox(Protocol):
+    """The part of a session's box that a visit needs."""
+
+    @property
+    def streams(self) -> ServerStreams:
+        """The server's."""
+        ...
+
+    async def enter(self) -> None:
+        """Let the server go on."""
+        ...
+
+    async def leave(self) -> Usage:
+        """Stop it; what the visit used."""
+        ...
+
+    async def park(self, seconds: float) -> None:
+        """Let it stand still while somebody is asked something."""
+        ...
+
+    async def resume(self) -> None:
+        """Let it go on."""
+        ...
+
+    async def kill(self, reason: Reason) -> None:
+        """End the session."""
+        ...
