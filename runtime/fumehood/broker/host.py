@@ -238,18 +238,24 @@ def _own_mount_namespace() -> None:
     mounting.mount(None, "/", None, mounting.MS_REC | mounting.MS_SLAVE)
 
 
+def show_unified(v2: Path, folder: Path) -> Path:
+    """The v2 tree at a place of ours, where no runtime looks for it."""
+    place = folder / "cgroup2"
+    place.mkdir(mode=0o700)
+    source = os.open(v2, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    clone = mounting.clone_mount(source)
+    os.close(source)
+    mounting.attach(clone, str(place))
+    os.close(clone)
+    return place
+
+
 def _find_trees(folder: Path) -> cgroups.Trees:
     """The cgroup trees; on a hybrid host the v2 tree is moved to a place of ours, because crun 1.8 refuses to see it."""
     trees = cgroups.find_trees()
     if trees.v2 is None or not trees.v1:
         return trees
-    place = folder / "cgroup2"
-    place.mkdir(mode=0o700)
-    source = os.open(trees.v2, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    clone = mounting.clone_mount(source)
-    os.close(source)
-    mounting.attach(clone, str(place))
-    os.close(clone)
+    place = show_unified(trees.v2, folder)
     mounting.detach(str(trees.v2))
     return cgroups.Trees(trees.v1, place, trees.v2_controllers)
 

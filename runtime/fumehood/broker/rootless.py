@@ -28,7 +28,7 @@ from fumehood.broker import cgroups, mounting, own_cgroups, processes, proving, 
 from fumehood.broker.devices import DEVICES, bind_devices, clone_bound_devices
 from fumehood.broker.engines import Engine
 from fumehood.broker.engines.oci_rootless import BoundRoots, RootlessOciEngine
-from fumehood.broker.host import Host, find_runtime, inotify_share, install_program, refuse_gvisor
+from fumehood.broker.host import Host, find_runtime, inotify_share, install_program, refuse_gvisor, show_unified
 from fumehood.broker.idmaps import IdMaps
 from fumehood.broker.ids import IdPool
 from fumehood.broker.own_namespace import enter_own_namespaces
@@ -177,15 +177,7 @@ def _hide_unified(trees: cgroups.Trees, folder: Path) -> cgroups.Trees:
     v1, v2 = cgroups.parse_trees(Path("/proc/self/mountinfo").read_text())
     if v2 is None or not v1:
         return trees
-    place: Path | None = None
-    if trees.v2 is not None:
-        place = folder / "cgroup2"
-        place.mkdir(mode=0o700)
-        source = os.open(trees.v2, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        clone = mounting.clone_mount(source)
-        os.close(source)
-        mounting.attach(clone, str(place))
-        os.close(clone)
+    place = None if trees.v2 is None else show_unified(trees.v2, folder)
     cover = mounting.make_filesystem("tmpfs", [("mode", "555"), ("size", "4k")], mounting.RDONLY)
     mounting.attach(cover, str(v2))
     os.close(cover)
