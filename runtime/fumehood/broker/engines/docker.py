@@ -11,15 +11,14 @@ remote DOCKER_HOST). Source: Docker Engine API 1.41.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import shutil
 import socket
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from fumehood.reasons import Reason
 from fumehood.state import PREFIX
 
 _GONE_DEADLINE_S = 5.0
+_ASK_AGAIN_S = 0.02
 _ANSWER_S = 30
 _PEER = struct.Struct("=iii")
 
@@ -161,8 +161,9 @@ class DockerEngine:
         facts["container_removed"] = remove_container(self._api, live.container_id or spec.container)
         if live.group is not None:
             facts["cgroup_removed"] = live.group.remove()
-        shutil.rmtree(live.folder, ignore_errors=True)
-        (self._folder / f"{spec.task}.id").unlink(missing_ok=True)
+        if facts["container_removed"]:  # else the notes stay, for the sweeper to find the container by
+            shutil.rmtree(live.folder, ignore_errors=True)
+            (self._folder / f"{spec.task}.id").unlink(missing_ok=True)
         return facts
 
     def _accept(self, listener: socket.socket, live: _Live, spec: Spec) -> tuple[socket.socket, int]:
@@ -203,19 +204,25 @@ def connect(url: str) -> docker.APIClient:
 
 
 def remove_container(api: docker.APIClient, container: str) -> bool:
-    """Remove by id or name, with volumes; True when the engine no longer knows it."""
-    try:
-        with contextlib.suppress(NotFound):
-            try:
-                api.remove_container(container, force=True, v=True)
-            except APIError as error:
-                if error.status_code != HTTPStatus.CONFLICT:
-                    raise
-                # Somebody else is removing it at this moment.
-                api.wait(container, timeout=_GONE_DEADLINE_S, condition="removed")
-    except (APIError, DockerException, OSError):
-        return False
-    return True
+    """Remove by id or name, with volumes; True when the engine no longer knows it.
+
+    Asked until it is gone: an engine that is told to kill a box which ends by itself at that moment answers with a conflict, and
+    one that still unmounts answers with an error. In both cases it would keep a dead container for good.
+    """
+    deadline = time.monotonic() + _GONE_DEADLINE_S
+    while True:
+        try:
+            api.remove_container(container, force=True, v=True)
+        except NotFound:
+            return True
+        except APIError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_ASK_AGAIN_S)
+        except (DockerException, OSError):
+            return False
+        else:
+            return True
 
 
 def _is_init_in(pid: int, container_id: str) -> bool:
