@@ -26,11 +26,12 @@ from fumehood.model import (
     Profile,
     SeccompPolicy,
     Sender,
+    Supplies,
     ToolCall,
     Usage,
     task_id,
 )
-from fumehood.ports import Exited, Kept, Ledger, Made, Ports, Settled
+from fumehood.ports import EgressEntry, Exited, Kept, Ledger, Listen, Made, Ports, Revoked, Settled, Sockets
 from fumehood.reasons import Reason
 
 _numbers = itertools.count(1)
@@ -64,6 +65,9 @@ class FakeLedger:
     calls: dict[str, ToolCall] = field(default_factory=dict)
     kept_bytes: dict[tuple[str, Keeping], tuple[bytes, float]] = field(default_factory=dict)
     room_bytes: int = 2**30
+    leases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    egress_log: dict[str, list[EgressEntry]] = field(default_factory=dict)
+    egress_counters: dict[str, Mapping[str, int]] = field(default_factory=dict)
     kept_s: float = 86_400.0
 
     async def open(self, call: ToolCall) -> None:
@@ -98,6 +102,30 @@ class FakeLedger:
             raise Refused(Deny(reason=Reason.RESULT_NOT_KEPT, rule="ledger.keep", detail="as the test asked"))
         self.kept_bytes[task, kind] = data, time.time()
         return time.time() + self.kept_s
+
+    async def lease_opened(
+        self, lease: str, task: str, credential: str, provider: str, handle: Mapping[str, Any], until_s: float | None
+    ) -> None:
+        self._check()
+        told = {"task": task, "credential": credential, "provider": provider, "handle": dict(handle), "until": until_s}
+        self.leases[lease] = {**told, "state": "opened", "tries": []}
+
+    async def lease_issued(
+        self, lease: str, expires_at_s: float | None, sealed: Mapping[str, str], facts: Mapping[str, Any]
+    ) -> None:
+        self._check()
+        self.leases[lease].update(state="issued", until=expires_at_s, sealed=dict(sealed), facts=dict(facts))
+
+    async def lease_closed(self, lease: str, revoked: Revoked | None, error: str | None) -> None:
+        self._check()
+        self.leases[lease]["tries"].append(error)
+        if revoked is not None:
+            self.leases[lease].update(state="closed", revoked=revoked)
+
+    async def egress(self, task: str, entries: Sequence[EgressEntry], counters: Mapping[str, int]) -> None:
+        self._check()
+        self.egress_log.setdefault(task, []).extend(entries)
+        self.egress_counters[task] = dict(counters)
 
     async def kept(self, task: str, kind: Keeping) -> Kept | None:
         self._check()
@@ -138,8 +166,11 @@ class NoBroker:
     async def make(self, task: str, frame: Frame) -> Made:
         raise _no_box(task, frame)
 
-    async def bind(self, task: str, binding: Binding) -> Mapping[str, Any]:
-        raise _no_box(task, binding)
+    async def network(self, task: str, listen: Sequence[Listen]) -> Sockets:
+        raise _no_box(task, listen)
+
+    async def bind(self, task: str, binding: Binding, supplies: Supplies) -> Mapping[str, Any]:
+        raise _no_box(task, binding, supplies)
 
     async def start(
         self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]

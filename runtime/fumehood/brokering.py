@@ -8,8 +8,8 @@ from typing import Any
 
 from fumehood.asking import Asker
 from fumehood.faults import BoxFailed
-from fumehood.model import Binding, FileChange, Frame, Usage
-from fumehood.ports import Exited, Made, Settled
+from fumehood.model import Binding, FileChange, Frame, Supplies, Usage
+from fumehood.ports import Exited, Listen, Made, Settled, Sockets
 from fumehood.reasons import Reason
 from fumehood.wire import TooLongError, WireError
 
@@ -24,8 +24,13 @@ class BrokerClient:
         """Make a box whose init waits."""
         return Made(**await self._ask("make", {"task": task, "frame": frame.fields()}))
 
-    async def bind(self, task: str, binding: Binding) -> Mapping[str, Any]:
+    async def network(self, task: str, listen: Sequence[Listen]) -> Sockets:
+        """Sockets inside a box's network."""
+        raise BoxFailed(Reason.UNENFORCEABLE, f"no network of {task} for {len(listen)} listeners yet")
+
+    async def bind(self, task: str, binding: Binding, supplies: Supplies) -> Mapping[str, Any]:
         """Attach the call's own things."""
+        del supplies
         fields = {**asdict(binding), "workspace_fd": None}
         fds = [] if binding.workspace_fd is None else [binding.workspace_fd]
         facts: Mapping[str, Any] = await self._ask("bind", {"task": task, "binding": fields}, fds)

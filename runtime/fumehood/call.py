@@ -1,12 +1,13 @@
 """The path of one call. Everything that runs, runs through here; nothing may go around it.
 
 `evidence.record` opens the record before any effect and closes it last, whatever happens in between: a refusal,
-a failure of the box, a cancellation, a fault of ours. `sandbox.box` removes the box however it is left.
+a failure of the box, a cancellation, a fault of ours. Gate, leases and box end in that order however they are left: the
+way out is shut, the credentials are revoked, the box is removed.
 """
 
 from __future__ import annotations
 
-from fumehood import evidence, execution, sandbox
+from fumehood import credentials, egress, evidence, execution, sandbox
 from fumehood.admission import approval, policy, verify
 from fumehood.execution import Work
 from fumehood.model import Outcome, ToolCall
@@ -20,8 +21,12 @@ async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
         verdict = await log.note(policy.evaluate(verified, ports.owner_uid))
         grant = await log.note(approval.settle(verdict))
         plan = await log.note(sandbox.plan(grant))
-        async with sandbox.box(plan, ports, log) as box:
-            await box.bind(plan.binding)
+        async with (
+            sandbox.box(plan, ports, log) as box,
+            credentials.lease(plan, ports) as leases,
+            egress.gate(plan, leases, box, ports) as gate,
+        ):
+            await box.bind(plan.binding, gate.supplies)
             outcome = await execution.run(box, work, plan)
             outcome = await sandbox.settle(box, plan, outcome)
         log.conclude(outcome)

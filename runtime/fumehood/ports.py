@@ -6,7 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fumehood.model import Binding, FileChange, Frame, Image, Keeping, Outcome, Sender, ToolCall, Usage
+from fumehood.model import (
+    Binding,
+    FileChange,
+    Frame,
+    Image,
+    Keeping,
+    Outcome,
+    Secret,
+    Sender,
+    Supplies,
+    ToolCall,
+    Usage,
+)
 from fumehood.reasons import Reason
 from fumehood.residence import Residences
 
@@ -43,6 +55,30 @@ class Settled:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """One place that a gate listens at inside a box's network: an IPv4 and an IPv6 address (None: all of them), and a port."""
+
+    v4: str | None
+    v6: str | None
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sockets:
+    """A gate's sockets inside a box's network, made by the broker; the descriptors are the receiver's to close.
+
+    `dns_udp`, `dns_tcp` and each of `listeners` (in the order asked for) are an IPv4 and an IPv6 socket, bound, listening and not
+    blocking. `packets` is an AF_PACKET socket on `lo` that sees refused attempts only; None where the kernel gives none.
+    """
+
+    dns_udp: tuple[int, int]
+    dns_tcp: tuple[int, int]
+    listeners: tuple[tuple[int, int], ...]
+    packets: int | None
+    facts: Mapping[str, Any]
+
+
 class Broker(Protocol):
     """The privileged process's verbs for one box each, named by task. Raises `Refused` or `BoxFailed`."""
 
@@ -50,8 +86,12 @@ class Broker(Protocol):
         """Make a box whose init waits."""
         ...
 
-    async def bind(self, task: str, binding: Binding) -> Mapping[str, Any]:
-        """Attach the call's own things; returns facts for the record."""
+    async def network(self, task: str, listen: Sequence[Listen]) -> Sockets:
+        """Make every address of a box's network local, and sockets in it for its gate. Before `bind`, once a box."""
+        ...
+
+    async def bind(self, task: str, binding: Binding, supplies: Supplies) -> Mapping[str, Any]:
+        """Attach the call's own things; returns facts for the record. `supplies.environment` is not the broker's to see."""
         ...
 
     async def start(
@@ -132,9 +172,123 @@ class Ledger(Protocol):
         """
         ...
 
+    async def lease_opened(
+        self, lease: str, task: str, credential: str, provider: str, handle: Mapping[str, Any], until_s: float | None
+    ) -> None:
+        """Write durably that a credential is about to be issued, and how to revoke it. Returns only when it is on disk."""
+        ...
+
+    async def lease_issued(
+        self, lease: str, expires_at_s: float | None, sealed: Mapping[str, str], facts: Mapping[str, Any]
+    ) -> None:
+        """Write durably what else revoking it takes."""
+        ...
+
+    async def lease_closed(self, lease: str, revoked: Revoked | None, error: str | None) -> None:
+        """Note a revocation, or a try that failed; with `revoked` the lease is closed."""
+        ...
+
+    async def egress(self, task: str, entries: Sequence[EgressEntry], counters: Mapping[str, int]) -> None:
+        """Append to a task's egress log; `counters` replace those before."""
+        ...
+
     async def kept(self, task: str, kind: Keeping) -> Kept | None:
         """What is kept of any task; None when there is no such task. Whether it may be read is the caller's to judge."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRequest:
+    """What a call asks a provider for. `scope` is the profile's template with the call's arguments in it; `seconds` at most."""
+
+    lease: str
+    task: str
+    credential: str
+    scope: Mapping[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """A credential that lives. `sealed` is what revoking it takes and nobody may read; `facts` go to the record."""
+
+    secret: Secret
+    expires_at_s: float | None
+    sealed: Mapping[str, str] = field(default_factory=dict, repr=False)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revoked:
+    """What a provider was asked and answered. `gone` is False when the credential lives on until it expires."""
+
+    gone: bool
+    asked: str
+    answer: str
+
+
+class CredentialProvider(Protocol):
+    """Makes credentials for one call and ends them. Raises FumehoodError, whose text holds no secret."""
+
+    kind: str
+    revocable: bool
+
+    def handle(self, request: LeaseRequest) -> Mapping[str, Any]:
+        """What will revoke this lease even if the answer to its issue is lost; made durable before `issue` (rule 19). Pure."""
+        ...
+
+    async def issue(self, request: LeaseRequest, handle: Mapping[str, Any]) -> Issued:
+        """Make the credential."""
+        ...
+
+    async def revoke(self, handle: Mapping[str, Any], sealed: Mapping[str, str]) -> Revoked:
+        """End it. Idempotent: what is gone already is gone."""
+        ...
+
+
+class Leases(Protocol):
+    """The credentials of one call, as its gate has them."""
+
+    @property
+    def supplies(self) -> Supplies:
+        """What of them goes into the box: nothing, unless the profile delivers by `file` or `env`."""
+        ...
+
+    def secret(self, credential: str) -> Secret | None:
+        """The live secret; None while the call is parked, and after its end."""
+        ...
+
+    async def suspend(self) -> None:
+        """Revoke all of them: the call is parked."""
+        ...
+
+    async def renew(self) -> None:
+        """Issue them anew: the call goes on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EgressEntry:
+    """One line of a task's egress log. `kind`: dns, connect, request, refused, close, alarm. `facts` are short JSON values."""
+
+    at_s: float
+    kind: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outward:
+    """What the operator decides for every gate and lease of this runtime.
+
+    `resolvers` are `address:port` of DNS servers, empty for the system's; `authorities` is PEM to trust upstream beside the
+    system's roots; `proxy` an `http://host:port` that upstream connections go through.
+    """
+
+    resolvers: tuple[str, ...] = ()
+    authorities: str | None = None
+    proxy: str | None = None
+    memory_bytes: int = 256 * 2**20
+    providers: Mapping[str, CredentialProvider] = field(default_factory=dict)
 
 
 class Images(Protocol):
@@ -167,3 +321,4 @@ class Ports:
     clock: Clock
     owner_uid: int
     residences: Residences = field(default_factory=Residences)
+    outward: Outward = field(default_factory=Outward)

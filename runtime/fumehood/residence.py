@@ -39,11 +39,24 @@ class ServerStreams(Protocol):
         ...
 
 
+class WayOut(Protocol):
+    """A call's gate and its leases, as whoever parks the call's box needs them."""
+
+    async def suspend(self) -> None:
+        """Let nothing through, and revoke the leases."""
+        ...
+
+    async def resume(self) -> None:
+        """Renew the leases, and let through again."""
+        ...
+
+
 class HeldBox(Protocol):
     """The part of a box that holding it needs."""
 
     container: str
     engine: str
+    way_out: WayOut | None
 
     async def freeze(self, seconds: float) -> Usage:
         """Stop everything in it; what was used since it went on."""
@@ -145,6 +158,11 @@ class Visitor:
     def container(self) -> str:
         """The container's name."""
         return self._box.container
+
+    @property
+    def way_out(self) -> WayOut | None:
+        """The gate of the session's box."""
+        return self._box.way_out
 
     async def freeze(self, seconds: float | None = None) -> Usage:
         """Stop the box, until the next call or for the length of a question; what was used since it went on."""

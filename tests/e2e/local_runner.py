@@ -24,8 +24,8 @@ from fumehood.app import SystemClock
 from fumehood.call import run_call
 from fumehood.execution import Work
 from fumehood.faults import BoxFailed
-from fumehood.model import Binding, Deny, FileChange, Frame, Image, Outcome, ToolCall, Usage
-from fumehood.ports import Exited, Made, Ports, Settled
+from fumehood.model import Binding, Deny, FileChange, Frame, Image, Outcome, Supplies, ToolCall, Usage
+from fumehood.ports import Exited, Listen, Made, Ports, Settled, Sockets
 from fumehood.reasons import Reason
 
 
@@ -62,7 +62,10 @@ class LocalBroker(NoBroker):
         self.boxes[task] = LocalBox()
         return Made(engine="local", container=f"local-{task}", facts={})
 
-    async def bind(self, task: str, binding: Binding) -> Mapping[str, Any]:
+    async def network(self, task: str, listen: Sequence[Listen]) -> Sockets:
+        raise BoxFailed(Reason.UNENFORCEABLE, f"a plain process has no network of its own ({task}, {listen})")
+
+    async def bind(self, task: str, binding: Binding, supplies: Supplies) -> Mapping[str, Any]:  # noqa: ARG002 - as above
         self.boxes[task].wall_s = binding.wall_s
         return {}
 

@@ -26,6 +26,7 @@ from fumehood.model import (
     Outcome,
     Result,
     Sender,
+    Supplies,
     ToolCall,
     WorkspaceMode,
 )
@@ -63,7 +64,7 @@ class TellingBroker(fakes.NoBroker):
         await self.said.step("make")
         return Made(engine="oci", container="c", facts={})
 
-    async def bind(self, task: str, binding: Binding) -> Mapping[str, Any]:  # noqa: ARG002 - the port's signature
+    async def bind(self, task: str, binding: Binding, supplies: Supplies) -> Mapping[str, Any]:  # noqa: ARG002 - the port's signature
         await self.said.step("bind")
         return {}
 

@@ -12,7 +12,7 @@ import fumehood
 from fumehood.reasons import Reason
 
 ROOT = Path(fumehood.__file__).parent
-STAGES = frozenset({"admission", "sandbox", "execution", "evidence", "profile", "image"})
+STAGES = frozenset({"admission", "sandbox", "credentials", "egress", "execution", "evidence", "profile", "image"})
 VALUES = frozenset({"model", "reasons"})
 # What stages stand on: values, Protocols and plumbing that decides nothing of a call.
 GROUND = VALUES | {
@@ -30,6 +30,11 @@ ONLY_UNDER = {
     "sqlalchemy": {"store"},
     "sqlite3": {"store"},
     "mcp": {"gateway"},
+    "dns": {"egress"},
+    "h11": {"egress", "gateway"},
+    "psycopg": {"credentials"},
+    "boto3": {"credentials"},
+    "hvac": {"credentials"},
     "typer": {"cli"},
     "rich": {"cli"},
     "ruamel": {"profile", "image", "cli"},

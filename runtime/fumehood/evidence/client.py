@@ -18,7 +18,7 @@ from fumehood.evidence.facts import DETAIL_CHARS, bounded, listed, plain, text
 from fumehood.faults import LedgerGone
 from fumehood.lifecycle import State
 from fumehood.model import Keeping, Outcome, Sender, ToolCall
-from fumehood.ports import Clock, Kept
+from fumehood.ports import Clock, EgressEntry, Kept, Revoked
 from fumehood.reasons import Reason
 from fumehood.wire import WireError
 
@@ -65,6 +65,29 @@ class LedgerClient:
         args = {"task": task, "kind": kind.value, "offset": offset, "bytes": size}
         said, _ = await self._ask("keep", args, (source,))
         return float(said["until"])
+
+    async def lease_opened(
+        self, lease: str, task: str, credential: str, provider: str, handle: Mapping[str, Any], until_s: float | None
+    ) -> None:
+        """Write durably that a credential is about to be issued."""
+        fields = {"credential": credential, "provider": provider, "handle": dict(handle), "until": until_s}
+        await self._ask("lease_opened", {"lease": lease, "task": task, **fields})
+
+    async def lease_issued(
+        self, lease: str, expires_at_s: float | None, sealed: Mapping[str, str], facts: Mapping[str, Any]
+    ) -> None:
+        """Write durably what else revoking it takes."""
+        await self._ask("lease_issued", {"lease": lease, "until": expires_at_s, "sealed": dict(sealed), "facts": bounded(facts)})
+
+    async def lease_closed(self, lease: str, revoked: Revoked | None, error: str | None) -> None:
+        """Note a revocation, or a try that failed."""
+        said = None if revoked is None else {"gone": revoked.gone, "asked": revoked.asked, "answer": revoked.answer}
+        await self._ask("lease_closed", {"lease": lease, "revoked": said, "error": error})
+
+    async def egress(self, task: str, entries: Sequence[EgressEntry], counters: Mapping[str, int]) -> None:
+        """Append to a task's egress log."""
+        rows = [{"at": entry.at_s, "kind": entry.kind, "facts": bounded(entry.facts)} for entry in entries]
+        await self._ask("egress", {"task": task, "entries": rows, "counters": dict(counters)})
 
     async def kept(self, task: str, kind: Keeping) -> Kept | None:
         """What is kept of a task. Raises Refused or LedgerGone."""

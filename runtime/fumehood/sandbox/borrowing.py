@@ -10,10 +10,10 @@ import anyio
 
 from fumehood.faults import BoxFailed
 from fumehood.lifecycle import Event
-from fumehood.model import Binding, Plan, Usage
+from fumehood.model import Binding, Plan, Supplies, Usage
 from fumehood.ports import Ports
 from fumehood.reasons import Reason
-from fumehood.residence import ServerStreams, Visitor
+from fumehood.residence import ServerStreams, Visitor, WayOut
 from fumehood.sandbox.log import Log
 
 FREEZE_DEADLINE_S = 5.0
@@ -26,14 +26,21 @@ class Borrowed:
         self._visitor = visitor
         self._log = log
         self._inside = False
+        self.way_out: WayOut | None = None
+
+    @property
+    def standing(self) -> WayOut | None:
+        """The gate that the session's box has had from its beginning, shut unless somebody visits."""
+        return self._visitor.way_out
 
     @property
     def streams(self) -> ServerStreams:
         """The server's, which has been running since the session began."""
         return self._visitor.streams
 
-    async def bind(self, binding: Binding) -> None:
-        """Nothing of the call's own is attached: the session has its workspace already."""
+    async def bind(self, binding: Binding, supplies: Supplies) -> None:
+        """Nothing of the call's own is attached: the session has its workspace, and what its gate needs, already."""
+        del supplies
         await self._log.event(Event.BIND, workspace=binding.workspace.value, visit=self._visitor.number)
 
     async def enter(self) -> None:
@@ -56,11 +63,15 @@ class Borrowed:
 
     async def park(self, seconds: float) -> None:
         """Let the box stand still while somebody is asked something."""
+        if self.way_out is not None:
+            await self.way_out.suspend()
         await self._visitor.freeze(seconds)
         await self._log.event(Event.PARK)
 
     async def resume(self) -> None:
         """Go on with the answer."""
+        if self.way_out is not None:
+            await self.way_out.resume()
         await self._visitor.thaw()
         await self._log.event(Event.RESUME)
 

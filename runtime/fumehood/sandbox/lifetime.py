@@ -11,9 +11,10 @@ import anyio
 
 from fumehood.faults import BoxFailed
 from fumehood.lifecycle import Event
-from fumehood.model import Binding, CommitMode, Outcome, Plan, Result, Usage, WorkspaceMode
+from fumehood.model import Binding, CommitMode, Outcome, Plan, Result, Supplies, Usage, WorkspaceMode
 from fumehood.ports import Exited, Made, Ports, Settled
 from fumehood.reasons import Reason
+from fumehood.residence import WayOut
 from fumehood.sandbox.borrowing import Borrowed, borrowed
 from fumehood.sandbox.log import Log
 
@@ -30,15 +31,19 @@ class Box:
         self._log = log
         self.engine = made.engine
         self.container = made.container
+        self.way_out: WayOut | None = None
+        self.standing: WayOut | None = None  # only a session's box has one before its call
+        self._environment: Mapping[str, str] = {}
 
-    async def bind(self, binding: Binding) -> None:
+    async def bind(self, binding: Binding, supplies: Supplies) -> None:
         """Attach the call's own things."""
-        facts = await self._broker.bind(self._task, binding)
+        self._environment = supplies.environment
+        facts = await self._broker.bind(self._task, binding, supplies)
         await self._log.event(Event.BIND, **facts)
 
     async def start(self, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]) -> None:
         """Start the tool, once the broker has read back that the kernel did as planned."""
-        found = await self._broker.start(self._task, argv, env, stdio)
+        found = await self._broker.start(self._task, argv, {**env, **self._environment}, stdio)
         await self._log.event(Event.START, program=argv[0], readback=found)
 
     async def wait(self) -> Exited:
@@ -62,11 +67,15 @@ class Box:
 
     async def park(self, seconds: float) -> None:
         """Let the box stand still while somebody is asked something."""
+        if self.way_out is not None:
+            await self.way_out.suspend()  # a parked box holds no live lease
         await self.freeze(seconds)
         await self._log.event(Event.PARK)
 
     async def resume(self) -> None:
         """Go on with the answer."""
+        if self.way_out is not None:
+            await self.way_out.resume()
         await self.thaw()
         await self._log.event(Event.RESUME)
 
