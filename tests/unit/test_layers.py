@@ -17,7 +17,7 @@ VALUES = frozenset({"model", "reasons"})
 # What stages stand on: values, Protocols and plumbing that decides nothing of a call.
 GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
-    "gateway_config", "gateway_document", "shipping", "residence", "accounts", "landlock", "memory",
+    "gateway_config", "gateway_document", "shipping", "residence", "accounts", "landlock", "memory", "sealing",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
