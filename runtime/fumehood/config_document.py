@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from fumehood.config import MAX_BOXES
 from fumehood.gateway_document import GatewayDocument
-from fumehood.profile.documents import AbsolutePath, Name, Retention, Strict, expected
+from fumehood.profile.fields import AbsolutePath, Name, Retention, Strict, expected
 
 
 def _unix_host(value: object) -> str:
