@@ -156,6 +156,7 @@ class Reader:
         """Every file and folder that decides something here."""
         if self.found.file is not None:
             yield self.found.file
+        yield from self.found.outward.files
         yield from (str(folder) for folder in self._folders if folder != shipped_folder())
         yield from (each.profile for each in self.gateway.servers if is_path(each.profile))
         if (http := self.gateway.http) is not None:
