@@ -41,7 +41,7 @@ def _authorities(path: str, uid: int) -> str:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except FileNotFoundError:
         raise _invalid("egress.authorities", f"there is no file {path}") from None
-    except ValueError as error:  # what ssl raises is one, and an OSError too
+    except (OSError, ValueError) as error:
         raise _invalid("egress.authorities", f"{path} holds no certificates in PEM: {error}") from None
     return text
 

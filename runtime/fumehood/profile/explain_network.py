@@ -95,7 +95,8 @@ def _said_of_rule(rule: EgressRule, uses: dict[str, CredentialUse]) -> Iterator[
     elif rule.kind is EgressKind.TLS:
         yield f"It can reach {where}{ports} by TLS that is passed through ({SNI_ONLY})."
     elif rule.kind is EgressKind.POSTGRES:
-        yield f"It can reach the PostgreSQL server {where}{ports}, where the gate logs in for it."
+        clear = "; without TLS, so that everybody on the way can read what is asked and answered" if rule.insecure else ""
+        yield f"It can reach the PostgreSQL server {where}{ports}, where the gate logs in for it{clear}."
     else:
         yield f"It can reach {where}{ports} by TCP that nobody looks into."
     if rule.addresses:
@@ -121,7 +122,8 @@ def _said_of_delivery(use: CredentialUse) -> Iterator[str]:
     if use.deliver is Delivery.ENV:
         yield f"It has the credential {use.source} in its environment as {use.variable}: {anywhere}."
     elif use.deliver is Delivery.FILE:
-        yield f"It has the credential {use.source} in the file /run/secrets/{use.file}: {anywhere}."
+        named = "" if use.variable is None else f", which {use.variable} names"
+        yield f"It has the credential {use.source} in the file /run/secrets/{use.file}{named}: {anywhere}."
     elif use.variable is not None:
         yield f"It has a placeholder in its environment as {use.variable}, which is worth nothing outside this box."
     if use.scope:

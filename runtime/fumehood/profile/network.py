@@ -80,12 +80,13 @@ def _judge_rule(rule: EgressDocument, credentials: Mapping[str, CredentialDocume
             f"expected it beside http: the gate does not see methods and paths of {kind.value}",
         ),
         (
-            rule.insecure and kind is not EgressKind.HTTP,
+            rule.insecure and kind not in _TAKES_CREDENTIALS,
             ("insecure",),
-            f"expected it beside http: {kind.value} is not ours to encrypt",
+            f"expected it beside http or postgres: {kind.value} is not ours to encrypt",
         ),
         (
-            rule.insecure and rule.credential is not None,
+            # PostgreSQL's password is proved and never sent (SCRAM); a token would be.
+            rule.insecure and rule.credential is not None and kind is EgressKind.HTTP,
             ("credential",),
             "expected no credential beside `insecure`: everybody on the way would read it",
         ),
@@ -194,11 +195,6 @@ def _judge_use(use: CredentialDocument) -> Iterator[Wrong]:
             "expected a name without `:` and control characters: it ends where the password begins",
         ),
         (use.file is not None and use.deliver != "file", ("file",), "expected `deliver: file` beside it"),
-        (
-            use.variable is not None and use.deliver == "file",
-            ("variable",),
-            "expected `deliver: env` or `gate` beside it; where the file is, `environment` can say",
-        ),
         (use.variable is None and use.deliver == "env", ("deliver",), "expected `variable` beside `env`: which one has the secret"),
     ]
     yield from ((path, message) for wrong, path, message in found if wrong)
@@ -222,7 +218,7 @@ def network(document: NetworkDocument) -> Network:
 def _rule(document: EgressDocument) -> EgressRule:
     (kind,) = (kind for kind in EgressKind if getattr(document, kind.value) is not None)
     name, port = target_of(getattr(document, kind.value))
-    usual = _PLAIN_HTTP if document.insecure else _PORTS.get(kind, 0)
+    usual = _PLAIN_HTTP if document.insecure and kind is EgressKind.HTTP else _PORTS.get(kind, 0)
     return EgressRule(
         kind=kind,
         name=name,

@@ -203,7 +203,7 @@ class EgressDocument(Strict):
         default=(), max_length=MAX_ADDRESSES, strict=False, description="Private networks that the name may resolve to."
     )
     credential: Name | None = Field(default=None, description="For http and postgres: the credential that the gate uses here.")
-    insecure: bool = Field(default=False, description="For http: no TLS upstream. Port 80, never a credential.")
+    insecure: bool = Field(default=False, description="No TLS upstream: http on port 80, never with a credential; postgres, whose password is not sent.")
 
 
 class NetworkLimitsDocument(Strict):
@@ -242,6 +242,6 @@ class CredentialDocument(Strict):
     username: Text | None = Field(default=None, description="For basic, with a token as the password.")
     scope: Scope = Field(default_factory=dict, description="What is asked of the provider; strings may hold {args.NAME}.")
     variable: Variable | None = Field(
-        default=None, description="The variable that has the secret (env), or a placeholder for it (gate)."
+        default=None, description="The variable that has the secret (env), its path (file), or a placeholder for it (gate)."
     )
     file: Name | None = Field(default=None, description="file: its name below /run/secrets. Default: the credential's.")

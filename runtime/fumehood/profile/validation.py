@@ -49,7 +49,7 @@ def validate_part(source: Source, model: type[Model], at: Path, value: dict[str,
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=True)
         problems = [_problem(source, model, at, value, detail) for detail in details]
-        unique = {(problem.line, problem.column, problem.message): problem for problem in problems}
+        unique = {(problem.line, problem.column, problem.field, problem.message): problem for problem in problems}
         raise Problems(sorted(unique.values(), key=lambda problem: (problem.line, problem.column))) from None
 
 
