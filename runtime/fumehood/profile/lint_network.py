@@ -102,10 +102,12 @@ def _regretted_rule(rule: EgressRule) -> Iterator[Finding]:
 def _regretted_network(text: str) -> Iterator[str]:
     found = ipaddress.ip_network(text)
     if found.prefixlen == 0:
-        yield "is every address there is: whoever answers for the name in DNS chooses where it leads, this host included"
+        yield "is every private network around: whoever answers for the name in DNS chooses which host of yours it leads to"
         return
-    for other, message in _REGRETTED:
-        if found.overlaps(ipaddress.ip_network(other)):
+    for text_of_range, message in _REGRETTED:
+        within = ipaddress.ip_network(text_of_range)
+        # A wider network names neither of them: the gate wants loopback and link-local named by themselves.
+        if found.version == within.version and found.network_address in within and found.prefixlen >= within.prefixlen:
             yield message
 
 

@@ -203,7 +203,7 @@ class EgressDocument(Strict):
         default=(), max_length=MAX_ADDRESSES, strict=False, description="Private networks that the name may resolve to."
     )
     credential: Name | None = Field(default=None, description="For http and postgres: the credential that the gate uses here.")
-    insecure: bool = Field(default=False, description="No TLS upstream: http on port 80, never with a credential; postgres, whose password is not sent.")
+    insecure: bool = Field(default=False, description="No TLS upstream, for http (never with a credential) and postgres.")
 
 
 class NetworkLimitsDocument(Strict):

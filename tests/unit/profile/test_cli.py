@@ -78,7 +78,7 @@ def test_show_fills_in_defaults(run: Any) -> None:
 
 
 def test_explain_is_sentences(run: Any) -> None:
-    assert "It has no network but its own loopback" in run("explain", "mcp-server-fetch").stdout
+    assert "It has no network but its own loopback" in run("explain", "mcp-server-time").stdout
     assert all(said.endswith(".") for said in json.loads(run("explain", "node", "--json").stdout)["sentences"])
 
 

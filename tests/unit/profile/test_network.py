@@ -301,10 +301,10 @@ def warnings(shelf: Any, text: str) -> list[str]:
     [
         (egress("tls: '*.github.io'"), "4:13: warning: network.egress[0].tls: allows every name below github.io, and anybody"),
         (egress("http: '*.co.uk'"), "allows every name below co.uk"),
-        (egress("tls: a.example, addresses: [0.0.0.0/0]"), "network.egress[0].addresses[0]: is every address there is"),
-        (egress("tls: a.example, addresses: ['::/0']"), "is every address there is"),
+        (egress("tls: a.example, addresses: [0.0.0.0/0]"), "network.egress[0].addresses[0]: is every private network around"),
+        (egress("tls: a.example, addresses: ['::/0']"), "is every private network around"),
         (egress("tls: a.example, addresses: [169.254.169.254/32]"), "reaches link-local addresses, where clouds hand"),
-        (egress("tls: a.example, addresses: [160.0.0.0/4]"), "reaches link-local addresses, where clouds hand"),
+        (egress("tls: a.example, addresses: [169.254.0.0/16]"), "reaches link-local addresses, where clouds hand"),
         (egress("tls: a.example, addresses: [127.0.0.1/32]"), "reaches this host's own loopback"),
         (egress("http: a.example, insecure: true"), "network.egress[0].insecure: everybody between"),
         (egress("http: a.example, credential: k"), "network.egress[0].credential: lets the tool do all that the credential can"),
