@@ -39,11 +39,13 @@ _REACH = [WorkspaceMode.NONE, WorkspaceMode.SCRATCH, WorkspaceMode.RO, Workspace
 _COMMIT = [CommitMode.NEVER, CommitMode.ASK, CommitMode.AUTO]
 
 
-def findings(loaded: Loaded) -> list[Problem]:
-    """The warnings about a profile that loads, in the order of its lines."""
+def findings(loaded: Loaded, credentials: frozenset[str] | None = None) -> list[Problem]:
+    """The warnings about a profile that loads, in the order of its lines. `credentials` are those of the configuration, if known."""
     found = list(_widening(loaded.parent, loaded.profile)) if loaded.parent else []
     found += _without_effect(loaded)
     found += _regretted(loaded.profile)
+    if credentials is not None:
+        found += lint_network.unknown(loaded.profile, credentials)
     problems = [loaded.source.problem(path, message, level="warning") for path, message in found]
     return sorted(problems, key=lambda problem: (problem.line, problem.column, problem.message))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from fumehood.model import CredentialUse, Delivery, EgressKind, EgressRule, Profile
 from fumehood.profile.network import covers
+from fumehood.profile.problems import nearest
 from fumehood.profile.source import Path
 from fumehood.profile.units import size_text
 
@@ -73,6 +74,14 @@ def without_effect(value: Profile) -> Iterator[Finding]:
     for use in value.credentials:
         if use.deliver is Delivery.GATE and use.name not in named:
             yield ("credentials", use.name), "has no effect: no rule of network.egress names it"
+
+
+def unknown(value: Profile, known: frozenset[str]) -> Iterator[Finding]:
+    """Credentials that the configuration does not have."""
+    for use in value.credentials:
+        if use.source not in known:
+            said = f"fumehood.yaml has no credential {use.source}, so every call will be refused{nearest(use.source, known)}"
+            yield ("credentials", use.name), said
 
 
 def regretted(value: Profile) -> Iterator[Finding]:

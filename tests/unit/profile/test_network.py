@@ -319,6 +319,15 @@ def test_what_people_regret_is_named(shelf: Any, text: str, said: str) -> None:
     assert any(said in line for line in warnings(shelf, text))
 
 
+def test_a_credential_that_the_configuration_does_not_have_is_named(shelf: Any) -> None:
+    shelf.put("p", EXAMPLE)
+    loaded = shelf.fully("p")
+    (problem,) = findings(loaded, frozenset({"github", "reportin"}))
+    assert "credentials.reporting: fumehood.yaml has no credential reporting" in str(problem)
+    assert "nearest valid name: reportin" in str(problem)
+    assert findings(loaded, frozenset({"github", "reporting"})) == []
+
+
 def test_the_example_deserves_no_warning(shelf: Any) -> None:
     assert warnings(shelf, EXAMPLE) == []
 
