@@ -11,6 +11,7 @@ from typing import Any
 
 from fumehood.asking import asking
 from fumehood.brokering import BrokerClient
+from fumehood.credentials import sweeping
 from fumehood.evidence.client import LedgerClient
 from fumehood.image.store import ImageStore
 from fumehood.launch import Processes
@@ -57,7 +58,8 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
             owner_uid=settings.caller_uid,
             outward=outward_of(processes.outward),
         )
-        yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))
+        async with sweeping(ports.ledger, ports.outward.providers):
+            yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))
 
 
 def outward_of(given: Given) -> Outward:

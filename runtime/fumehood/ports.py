@@ -189,9 +189,9 @@ class Ledger(Protocol):
         ...
 
     async def leases_claim(
-        self, *, lease: str | None = None, task: str | None = None, orphaned: bool
+        self, *, lease: str | None = None, task: str | None = None, after: str | None = None, orphaned: bool
     ) -> Sequence[OpenLease]:
-        """Take some leases to revoke, which nobody else then does for two minutes; `orphaned`: those that nobody else will."""
+        """Take some leases to revoke (after `after`), which nobody else then does for two minutes; `orphaned`: nobody else will."""
         ...
 
     async def egress(self, task: str, entries: Sequence[EgressEntry], counters: Mapping[str, int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from fumehood.cli import doctor, gateway, image, profile, run, sessions, tasks, workspace
+from fumehood.cli import doctor, gateway, image, leases, profile, run, sessions, tasks, workspace
 
 app = typer.Typer(
     name="fumehood",
@@ -15,5 +15,5 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for module in (run, gateway, image, profile, tasks, sessions, workspace, doctor):
+for module in (run, gateway, image, profile, tasks, sessions, leases, workspace, doctor):
     module.register(app)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import anyio
 
 from fumehood.faults import FumehoodError, LedgerGone
-from fumehood.ports import CredentialProvider, Ledger, OpenLease
+from fumehood.ports import CredentialProvider, Ledger, OpenLease, Revoked
 from fumehood.reasons import Reason
 
 REVOKE_DEADLINE_S = 10.0
@@ -35,16 +35,16 @@ def said(error: FumehoodError) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in words)[:_TOLD_CHARS]
 
 
-async def revoke_claimed(one: OpenLease, providers: Mapping[str, CredentialProvider], ledger: Ledger) -> str | None:
-    """Revoke a lease that was claimed, and journal how that went. None when it is closed, else why not. Raises LedgerGone."""
-    problem = one.problem
+async def revoke_claimed(one: OpenLease, providers: Mapping[str, CredentialProvider], ledger: Ledger) -> Revoked | str:
+    """Revoke a lease that was claimed, and journal how that went. What closed it, or why it stays. Raises LedgerGone."""
+    problem = one.problem or ""
     provider = providers.get(one.provider)
     revoked = None
     if provider is None:
         problem = f"no credential {one.provider!r} is configured now"
     elif one.handle.get("kind") != provider.kind:
         problem = f"the credential {one.provider!r} is now of the kind {provider.kind}"
-    elif problem is None:
+    elif not problem:
         try:
             with anyio.fail_after(REVOKE_DEADLINE_S):
                 revoked = await checked(provider.revoke(one.handle, one.sealed))
@@ -55,5 +55,5 @@ async def revoke_claimed(one: OpenLease, providers: Mapping[str, CredentialProvi
         except FumehoodError as error:
             problem = said(error)
     with anyio.CancelScope(shield=True):
-        await ledger.lease_closed(one.lease, revoked, problem)
-    return problem
+        await ledger.lease_closed(one.lease, revoked, problem or None)
+    return revoked or problem

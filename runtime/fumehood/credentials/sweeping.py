@@ -15,7 +15,7 @@ import anyio
 
 from fumehood.credentials.revoking import revoke_claimed
 from fumehood.faults import FumehoodError
-from fumehood.ports import CredentialProvider, Ledger, OpenLease
+from fumehood.ports import CredentialProvider, Ledger, OpenLease, Revoked
 
 EVERY_S = 60.0
 AT_END_S = 5.0
@@ -26,19 +26,20 @@ async def sweep(ledger: Ledger, providers: Mapping[str, CredentialProvider]) -> 
     """Revoke every orphaned lease that can be claimed now; how many were closed, and how many stay. Raises FumehoodError."""
     closed = left = 0
     while claimed := await ledger.leases_claim(orphaned=True):
-        problems: list[tuple[OpenLease, str | None]] = []
+        endings: list[tuple[OpenLease, Revoked | str]] = []
 
-        async def one(lease: OpenLease, told: list[tuple[OpenLease, str | None]]) -> None:
+        async def one(lease: OpenLease, told: list[tuple[OpenLease, Revoked | str]]) -> None:
             told.append((lease, await revoke_claimed(lease, providers, ledger)))
 
         async with anyio.create_task_group() as tasks:
             for each in claimed:
-                tasks.start_soon(one, each, problems)
-        for each, problem in problems:
-            closed, left = closed + (problem is None), left + (problem is not None)
-            if problem is not None:
-                _log.warning("lease %s of task %s is not revoked: %s", each.lease, each.task, problem)
-        if all(problem is not None for _, problem in problems):
+                tasks.start_soon(one, each, endings)
+        for each, ending in endings:
+            stays = isinstance(ending, str)
+            closed, left = closed + (not stays), left + stays
+            if stays:
+                _log.warning("lease %s of task %s is not revoked: %s", each.lease, each.task, ending)
+        if all(isinstance(ending, str) for _, ending in endings):
             break  # whatever it is, it will not be better at once
     return closed, left
 

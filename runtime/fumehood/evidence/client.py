@@ -97,10 +97,10 @@ class LedgerClient:
         await self._ask("lease_closed", {"lease": lease, "revoked": said, "error": problem})
 
     async def leases_claim(
-        self, *, lease: str | None = None, task: str | None = None, orphaned: bool
+        self, *, lease: str | None = None, task: str | None = None, after: str | None = None, orphaned: bool
     ) -> Sequence[OpenLease]:
         """Take some leases to revoke."""
-        wanted = {"lease": lease, "task": task, "orphaned": orphaned, "limit": CLAIMED_AT_ONCE}
+        wanted = {"lease": lease, "task": task, "after": after, "orphaned": orphaned, "limit": CLAIMED_AT_ONCE}
         rows, _ = await self._ask("leases_claim", wanted)
         return [OpenLease(until_s=row.pop("until"), **row) for row in rows]
 

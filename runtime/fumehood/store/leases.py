@@ -87,8 +87,9 @@ def close_lease(conn: Connection, fields: Mapping[str, Any], *, runtime_id: str,
 
 
 def claim_leases(
-    conn: Connection, *, lease: str | None, task: str | None, orphaned: bool, limit: int, runtime_id: str, at_s: float
-) -> list[Claimed]:
+    conn: Connection, *, lease: str | None, task: str | None, after: str | None, orphaned: bool, limit: int,
+    runtime_id: str, at_s: float,
+) -> list[Claimed]:  # fmt: skip
     """Take leases to revoke, oldest first; all that a living sweeper does not hold, or the one, or those of the task.
 
     `orphaned` are those whose record is closed, for which nobody else will do it, and whose last try is not too recent.
@@ -99,6 +100,8 @@ def claim_leases(
         query = query.where(LEASES.c.lease == lease)
     if task is not None:
         query = query.where(LEASES.c.task == task)
+    if after is not None:
+        query = query.where(LEASES.c.lease > after)
     if orphaned:
         query = query.join(RECORDS, RECORDS.c.task == LEASES.c.task).where(RECORDS.c.state == State.CLOSED.value)
     most = max(1, min(limit, CLAIMED_AT_ONCE))

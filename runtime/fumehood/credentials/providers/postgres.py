@@ -12,6 +12,7 @@ was just logging in.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets as random
 import time
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     Connection = AsyncConnection[tuple[Any, ...]]
 
 CONNECT_S = 8
+IDLE_S = 10.0
 END_SESSIONS_S = 3.0
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _TOLD_CHARS = 200
@@ -79,6 +81,7 @@ class Postgres:
         self._password = secrets.get("admin_password")
         self._authorities = secrets.get("ca")
         self._server = f"{options.host}:{options.port}"
+        self._idle: Connection | None = None
         self.maximum: Mapping[str, Any] = maximum_of(options.allow)
 
     async def handle(self, request: LeaseRequest) -> Mapping[str, Any]:
@@ -156,7 +159,29 @@ class Postgres:
 
     @asynccontextmanager
     async def _connected(self, dbname: str) -> AsyncIterator[Connection]:
-        """Our own connection to one database. Raises FumehoodError, with the server's words and nobody's password."""
+        """Our own connection to one database. Raises FumehoodError, with the server's words and nobody's password.
+
+        The last one to our usual database is kept for a moment: logging in costs more than all that a lease asks.
+        """
+        import psycopg
+
+        usual = dbname == self._options.dbname
+        try:
+            connection = (await self._taken() if usual else None) or await self._connect(dbname)
+            try:
+                yield connection
+            except BaseException:
+                await connection.close()
+                raise
+            if usual and self._idle is None:
+                self._idle = connection
+                asyncio.get_running_loop().call_later(IDLE_S, self._let_go, connection)
+            else:
+                await connection.close()
+        except psycopg.Error as error:
+            raise FumehoodError(Reason.LEASE_FAILED, f"PostgreSQL at {self._server}: {_told(error)}") from None
+
+    async def _connect(self, dbname: str) -> Connection:
         import psycopg
 
         options = self._options
@@ -164,16 +189,34 @@ class Postgres:
             trust: dict[str, Any] = {} if authorities is None else {"sslrootcert": authorities}
             if authorities is None and options.sslmode == "verify-full":
                 trust = {"sslrootcert": "system"}
+            return await psycopg.AsyncConnection.connect(
+                host=options.host, port=options.port, dbname=dbname, user=options.admin_user, password=self._password,
+                sslmode=options.sslmode, connect_timeout=CONNECT_S, application_name="fumehood", autocommit=True,
+                options="-c statement_timeout=8s -c lock_timeout=5s -c search_path=pg_catalog", passfile=os.devnull, **trust,
+            )  # fmt: skip
+
+    async def _taken(self) -> Connection | None:
+        """The kept connection, if it still answers."""
+        import psycopg
+
+        connection, self._idle = self._idle, None
+        if connection is not None:
             try:
-                connection = await psycopg.AsyncConnection.connect(
-                    host=options.host, port=options.port, dbname=dbname, user=options.admin_user, password=self._password,
-                    sslmode=options.sslmode, connect_timeout=CONNECT_S, application_name="fumehood", autocommit=True,
-                    options="-c statement_timeout=8s -c lock_timeout=5s -c search_path=pg_catalog", passfile=os.devnull, **trust,
-                )  # fmt: skip
-                async with connection:
-                    yield connection
-            except psycopg.Error as error:
-                raise FumehoodError(Reason.LEASE_FAILED, f"PostgreSQL at {self._server}: {_told(error)}") from None
+                await connection.execute("SELECT")
+            except psycopg.Error:
+                await connection.close()
+                return None
+        return connection
+
+    def _let_go(self, connection: Connection) -> None:
+        """End a kept connection that nobody used meanwhile."""
+        if self._idle is connection:
+            self._idle = None
+            connection.pgconn.finish()
+
+    def __del__(self) -> None:
+        if self._idle is not None:
+            self._idle.pgconn.finish()
 
 
 async def _end_sessions(connection: Connection, oid: int) -> int:
