@@ -98,13 +98,15 @@ class LocalBroker(NoBroker):
         return Exited(exit_code=code if code >= 0 else None, signal=-code if code < 0 else None, killed=box.killed)
 
     async def kill(self, task: str, reason: Reason) -> None:
-        box = self.boxes[task]
+        box = self.boxes.get(task)
+        if box is None:
+            return
         box.killed = box.killed or reason
         self._signal(box, signal.SIGKILL)
 
     async def freeze(self, task: str, seconds: float) -> Usage:
-        box = self.boxes[task]
-        if box.process is None or box.process.poll() is not None:
+        box = self.boxes.get(task)
+        if box is None or box.process is None or box.process.poll() is not None:
             raise BoxFailed(Reason.BOX_DIED, "the box has ended")
         box.frozen_until = time.monotonic() + seconds
         self._signal(box, signal.SIGSTOP)
@@ -113,6 +115,8 @@ class LocalBroker(NoBroker):
         return Usage()
 
     async def thaw(self, task: str) -> None:
+        if task not in self.boxes:
+            raise BoxFailed(Reason.BOX_DIED, "it has no box any more")
         self.boxes[task].frozen_until = None
         self._signal(self.boxes[task], signal.SIGCONT)
 

@@ -22,7 +22,7 @@ from fumehood.broker import doctor, orders, pending, requests, sweep
 from fumehood.broker.box import Box
 from fumehood.broker.door import Door, end_elsewhere
 from fumehood.broker.host import Host, close_host, open_host
-from fumehood.faults import FumehoodError, Refused
+from fumehood.faults import BoxFailed, FumehoodError, Refused
 from fumehood.model import Deny, FileChange
 from fumehood.reasons import Reason
 from fumehood.settings import Settings
@@ -105,7 +105,11 @@ class Broker:
         return dataclasses.asdict(self._box(task).wait())
 
     def _kill(self, task: str, args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
-        self._box(task).kill(Reason(requests.choice_of(args, "reason", tuple(Reason))))
+        reason = Reason(requests.choice_of(args, "reason", tuple(Reason)))
+        with self._lock:
+            box = self._boxes.get(task)
+        if box is not None:  # else it is gone already: a session's box may go while a call in it ends it
+            box.kill(reason)
         return {}
 
     def _freeze(self, task: str, args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
@@ -132,7 +136,7 @@ class Broker:
         with self._lock:
             box = self._boxes.get(task)
         if box is None:
-            raise requests.refuse("this task has no box")
+            raise BoxFailed(Reason.BOX_DIED, "this task has no box, or has it no more")
         return box
 
 

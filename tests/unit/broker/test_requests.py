@@ -171,12 +171,16 @@ def test_no_message_ends_the_broker_and_each_is_answered(talk: Talk, verb: objec
     assert len(os.listdir("/proc/self/fd")) == before, "a descriptor was kept"
 
 
-@pytest.mark.parametrize("verb", ["bind", "start", "wait", "kill", "put", "get", "settle"])
+@pytest.mark.parametrize("verb", ["bind", "start", "wait", "put", "get", "settle"])
 def test_a_verb_for_a_box_that_was_never_made_is_refused(talk: Talk, verb: str) -> None:
     args = {"task": TASK, "binding": BINDING, "argv": ["x"], "env": {}, "reason": "wall", "path": "x", "action": "commit", "protect": []}
     wanted = {"start": 3, "put": 1, "get": 1}.get(verb, 0)
     reply = talk.ask({"id": 1, "verb": verb, "args": args}, [os.open(os.devnull, os.O_RDWR) for _ in range(wanted)])
-    assert reply["deny"]["reason"] == "bad_request"
+    assert reply["fault"]["reason"] == "box_died"
+
+
+def test_a_box_that_is_gone_is_killed_by_saying_nothing(talk: Talk) -> None:
+    assert talk.ask({"id": 1, "verb": "kill", "args": {"task": TASK, "reason": "wall"}}, [])["ok"] == {}
 
 
 def test_no_more_boxes_than_configured(talk: Talk) -> None:
