@@ -274,7 +274,7 @@ class CredentialUse:
     query: str | None = None
     scheme: Scheme = Scheme.BEARER
     username: str | None = None
-    scope: Mapping[str, Any] = field(default_factory=dict)
+    scope: Mapping[str, Any] = field(default_factory=dict, hash=False)
     variable: str | None = None
     file: str | None = None
 

@@ -28,11 +28,18 @@ from fumehood.model import (
     ArgumentTest,
     Ask,
     CommitMode,
+    CredentialUse,
+    Delivery,
+    EgressKind,
+    EgressRule,
     Filesystem,
     Limits,
+    Network,
+    NetworkLimits,
     Oversize,
     Profile,
     ReadOnlyMount,
+    Scheme,
     Scope,
     SeccompPolicy,
     SeccompRule,
@@ -49,8 +56,11 @@ ENTRIES = 64  # a script that names a new path at every call must not fill the d
 _HERE = Path(__file__).parent
 _FIELDS: dict[type, set[str]] = {
     kind: {each.name for each in fields(kind)}
-    for kind in (Profile, Ask, SessionLife, Limits, Filesystem, ReadOnlyMount, SeccompPolicy, SeccompRule, ArgumentTest)
-}
+    for kind in (
+        Profile, Ask, SessionLife, Limits, Filesystem, ReadOnlyMount, SeccompPolicy, SeccompRule, ArgumentTest,
+        Network, NetworkLimits, EgressRule, CredentialUse,
+    )
+}  # fmt: skip
 Kind = TypeVar("Kind")
 
 
@@ -107,6 +117,8 @@ def encoded(profile: Profile) -> dict[str, Any]:
         "limits": asdict(profile.limits),
         "filesystem": asdict(profile.filesystem),
         "seccomp": profile.seccomp.fields(),
+        "network": asdict(profile.network),
+        "credentials": [asdict(use) for use in profile.credentials],
     }
 
 
@@ -134,6 +146,9 @@ def decoded(stored: object) -> Profile:
         environment=tuple(_pair(pair) for pair in _as(list, has["environment"])),
         user_namespace=UserNamespace(has["user_namespace"]),
         accept_risk=_texts(has["accept_risk"]),
+        network=_network(has["network"]),
+        credentials=tuple(_use(use) for use in _as(list, has["credentials"])),
+        upstream=_text_or_none(has["upstream"]),
     )
 
 
@@ -218,6 +233,51 @@ def _rule(stored: object) -> SeccompRule:
             for test in tests
         ),
     )  # fmt: skip
+
+
+def _network(stored: object) -> Network:
+    has = _map_of(Network, stored)
+    limits = _map_of(NetworkLimits, has["limits"])
+    rate = limits["bytes_per_second"]
+    return Network(
+        rules=tuple(_egress_rule(rule) for rule in _as(list, has["rules"])),
+        limits=NetworkLimits(
+            connections=_as(int, limits["connections"]),
+            bytes_out=_as(int, limits["bytes_out"]),
+            bytes_in=_as(int, limits["bytes_in"]),
+            bytes_per_second=None if rate is None else _as(int, rate),
+            dns_per_second=_as(int, limits["dns_per_second"]),
+        ),
+    )
+
+
+def _egress_rule(stored: object) -> EgressRule:
+    has = _map_of(EgressRule, stored)
+    return EgressRule(
+        kind=EgressKind(has["kind"]),
+        name=_as(str, has["name"]),
+        ports=tuple(_as(int, port) for port in _as(list, has["ports"])),
+        addresses=_texts(has["addresses"]),
+        allow=None if has["allow"] is None else _texts(has["allow"]),
+        credential=_text_or_none(has["credential"]),
+        insecure=_as(bool, has["insecure"]),
+    )
+
+
+def _use(stored: object) -> CredentialUse:
+    has = _map_of(CredentialUse, stored)
+    return CredentialUse(
+        name=_as(str, has["name"]),
+        source=_as(str, has["source"]),
+        deliver=Delivery(has["deliver"]),
+        header=_text_or_none(has["header"]),
+        query=_text_or_none(has["query"]),
+        scheme=Scheme(has["scheme"]),
+        username=_text_or_none(has["username"]),
+        scope=_as(dict, has["scope"]),
+        variable=_text_or_none(has["variable"]),
+        file=_text_or_none(has["file"]),
+    )
 
 
 def _map_of(kind: type, value: object) -> dict[str, Any]:
