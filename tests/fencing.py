@@ -6,11 +6,10 @@ in the environment variable FENCE; what it saw is the last line on stderr.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,28 +117,6 @@ def fenced(lab: Lab, engine: str, code: str, profile: str) -> Iterator[Live]:
         if process.poll() is None:
             process.terminate()
         process.communicate(timeout=30)
-
-
-def in_new_network(work: Callable[[], Any]) -> Any:
-    """What `work` returns in a network namespace of its own: that of a thread, gone with it."""
-    import threading
-
-    returned: list[Any] = []
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            assert ctypes.CDLL(None).unshare(0x40000000) == 0
-            returned.append(work())
-        except BaseException as error:  # noqa: BLE001 - raised again in the test's own thread
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(30)
-    if raised:
-        raise raised[0]
-    return returned[0]
 
 
 def networks(pid: int) -> set[str]:

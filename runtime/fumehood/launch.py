@@ -222,10 +222,11 @@ def assemble(*, broker: bool) -> Crew:
 def _raise_open_files() -> None:
     """Let us and those we fork hold as many descriptors as we may: a gate takes nine and more, each connection two."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(hard, _OPEN_FILES) if os.getuid() == 0 else hard
-    with contextlib.suppress(OSError, ValueError):  # a container's root may raise no hard limit; `doctor` says what there is
-        if soft < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    for wanted in (max(hard, _OPEN_FILES) if os.getuid() == 0 else hard, hard):
+        with contextlib.suppress(OSError, ValueError):  # a container's root may raise no hard limit; `doctor` says what there is
+            if soft < wanted:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+            return
 
 
 def prepare(chosen: Settings) -> None:

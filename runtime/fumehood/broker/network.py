@@ -34,6 +34,7 @@ from fumehood.reasons import Reason
 SETTINGS = {"ipv6/conf/lo/disable_ipv6": "0", "ipv4/icmp_echo_ignore_all": "1", "ipv6/icmp/echo_ignore_all": "1"}
 _ALL_IPV6 = "ipv6/conf/all/disable_ipv6"
 _NET = "/proc/sys/net"
+_EVERYWHERE = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}  # noqa: S104 - of a box
 _BACKLOG = 64
 _DNS_BUFFER_BYTES = 32 * 1024
 _PACKETS_BUFFER_BYTES = 16 * 1024
@@ -139,63 +140,59 @@ def _make(listens: Sequence[Listen], made: ExitStack) -> tuple[str, list[socket.
         else:
             _set(name, value)
     netlink.apply([netlink.link_up(), netlink.local_default(socket.AF_INET), netlink.local_default(socket.AF_INET6)])
-    places = [("0.0.0.0", "::", DNS_PORT), *((each.v4 or "0.0.0.0", each.v6 or "::", each.port) for each in listens)]  # noqa: S104
-    sockets = [made.enter_context(_dns(*place)) for place in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))]  # noqa: S104
-    for v4, v6, port in places:
-        sockets.append(made.enter_context(_listener(socket.AF_INET, v4, port)))
-        sockets.append(made.enter_context(_listener(socket.AF_INET6, v6, port)))
-    packets = _packets(refused_attempts(tuple(listens)))
-    if packets is not None:
-        made.enter_context(packets)
-    return own_network(), sockets, packets
+    sockets = [_dns(made, socket.AF_INET), _dns(made, socket.AF_INET6)]
+    for each in (Listen(v4=None, v6=None, port=DNS_PORT), *listens):
+        sockets.append(_listener(made, socket.AF_INET, each.v4, each.port))
+        sockets.append(_listener(made, socket.AF_INET6, each.v6, each.port))
+    return own_network(), sockets, _packets(made, refused_attempts(tuple(listens)))
 
 
-def _dns(family: socket.AddressFamily, address: str) -> socket.socket:
+def _dns(made: ExitStack, family: socket.AddressFamily) -> socket.socket:
     """A UDP socket that is told which address was asked, and may answer from it."""
-    made = _made(family, socket.SOCK_DGRAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _DNS_BUFFER_BYTES)
+    sock = _socket(made, family, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _DNS_BUFFER_BYTES)
     if family == socket.AF_INET:
-        made.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
     else:
-        made.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
-    made.bind((address, DNS_PORT))
-    return made
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+    sock.bind((_EVERYWHERE[family], DNS_PORT))
+    return sock
 
 
-def _listener(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
-    made = _made(family, socket.SOCK_STREAM)
-    made.bind((address, port))
-    made.listen(_BACKLOG)
-    return made
+def _listener(made: ExitStack, family: socket.AddressFamily, address: str | None, port: int) -> socket.socket:
+    sock = _socket(made, family, socket.SOCK_STREAM)
+    sock.bind((address or _EVERYWHERE[family], port))
+    sock.listen(_BACKLOG)
+    return sock
 
 
-def _made(family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
-    made = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+def _socket(made: ExitStack, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+    sock = made.enter_context(socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC))
     if family == socket.AF_INET6:
-        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         # A local route makes no address that IPv6 lets a socket bind to, or answer from.
-        made.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
-    return made
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+    return sock
 
 
-def _packets(program: bytes) -> socket.socket | None:
+def _packets(made: ExitStack, program: bytes) -> socket.socket | None:
     """The packet socket on `lo`, which sees nothing before its filter is on; None for a kernel without CONFIG_PACKET.
 
-    Datagrams begin with the IP header; the protocol is in the address beside them.
+    Datagrams begin with the IP header; the protocol is in the address beside them. Closing it takes the kernel 10 ms.
     """
     try:
-        made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+        sock = _socket(made, socket.AF_PACKET, socket.SOCK_DGRAM)  # of no protocol, so nothing arrives yet
     except OSError as error:
         if error.errno == errno.EAFNOSUPPORT:
             return None
         raise
     code = ctypes.create_string_buffer(program, len(program))
-    made.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)  # each packet on `lo` comes by twice
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKETS_BUFFER_BYTES)
-    made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(code)))
-    made.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
-    made.bind(("lo", _ETH_P_ALL))
-    return made
+    sock.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)  # each packet on `lo` comes by twice
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKETS_BUFFER_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(code)))
+    sock.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+    sock.bind(("lo", _ETH_P_ALL))
+    return sock
 
 
 def _set(name: str, value: str) -> None:
