@@ -37,6 +37,7 @@ class EgressLog:
         self._written_bytes = 0
         self._flushed: Mapping[str, int] = {}
         self._writing = asyncio.Lock()
+        self._flusher: asyncio.Task[None] | None = None
 
     def add(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Note one thing. `facts` are short JSON values."""
@@ -49,11 +50,22 @@ class EgressLog:
         self._written_bytes += size
         self._pending.append((EgressEntry(at_s=self._clock.wall_s(), kind=kind, facts=short), size))
 
-    async def keep_flushing(self) -> None:
-        """Write what there is every two seconds, until cancelled."""
-        while True:
-            await asyncio.sleep(FLUSH_S)
-            await self.flush()
+    def keep_flushing(self) -> None:
+        """Write what there is every two seconds, until `finish`."""
+
+        async def keep() -> None:
+            while True:
+                await asyncio.sleep(FLUSH_S)
+                await self.flush()
+
+        self._flusher = asyncio.get_running_loop().create_task(keep())
+
+    async def finish(self) -> None:
+        """Write all that is left, and no more after it."""
+        async with self._writing:  # so it sleeps, or waits for us: what is being written is not cut off, to be written again
+            if self._flusher is not None:
+                self._flusher.cancel()
+        await self.flush()
 
     async def flush(self) -> None:
         """Write what there is. A ledger that is gone breaks the log; its call is refused by the record's own end."""

@@ -86,21 +86,33 @@ class GateTask:
         """Count bytes for the box before they go in; the seconds to wait before reading more of them. Raises Rejected."""
         return self.meter.received(count, asyncio.get_running_loop().time())
 
+    def count(self) -> None:
+        """Bring the log's counters up to date."""
+        self.egress_log.counters.update(
+            {
+                "bytes_out": self.meter.bytes_out - self.egress_log.counters["bytes_out"],
+                "bytes_in": self.meter.bytes_in - self.egress_log.counters["bytes_in"],
+            }
+        )
+
+
+def reset_when_closed(connection: socket.socket) -> None:
+    """Let whoever closes this connection reset it."""
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+
 
 def reset(connection: socket.socket) -> None:
     """Close a connection so that the other side sees a reset at once. Idempotent."""
-    if connection.fileno() == -1:
-        return
-    with suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
-    connection.close()
+    if connection.fileno() != -1:
+        reset_when_closed(connection)
+        connection.close()
 
 
 def reset_transport(transport: asyncio.BaseTransport) -> None:
     """The same for a connection that a transport has."""
     connection = transport.get_extra_info("socket")
     if connection is not None:
-        with suppress(OSError):
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        reset_when_closed(connection)
     if isinstance(transport, asyncio.WriteTransport):
         transport.abort()
