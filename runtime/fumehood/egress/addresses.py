@@ -105,10 +105,10 @@ def embedded(address: ipaddress.IPv6Address) -> tuple[ipaddress.IPv4Address, ...
     if address in _NAT64_LOCAL:
         # A site cuts its own prefix from these (RFC 8215), and the prefix's length says where the address is (RFC 6052): at the
         # end, or around bits 64 to 71. Whichever it uses, none of them may lead where it must not.
-        shifted = number >> 8 & (1 << 56) - 1
-        around = number >> 72 << 56 | shifted  # without bits 64 to 71
-        places = (around >> 40 & 0xFFFFFFFF, around >> 32 & 0xFFFFFFFF, around >> 24 & 0xFFFFFFFF)
-        return tuple({last, *map(ipaddress.IPv4Address, places)} - {ipaddress.IPv4Address(0)}) or (ipaddress.IPv4Address(0),)
+        around = number >> 64 << 56 | number & (1 << 56) - 1  # without bits 64 to 71
+        places = [ipaddress.IPv4Address(around >> shift & 0xFFFFFFFF) for shift in (40, 32, 24)]
+        # What is zero where another prefix would have the address is filling, and 0.0.0.0/8 is no host.
+        return tuple(place for place in places if int(place) >> 24) + (last,) * (int(last) >> 24 > 0) or (last,)
     return ()
 
 

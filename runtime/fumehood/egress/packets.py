@@ -12,6 +12,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from fumehood.egress.addresses import Address
 from fumehood.egress.names import DNS_PORT, Names
 from fumehood.egress.refusals import Why
 
@@ -43,33 +44,42 @@ class Attempt:
 def parse(packet: bytes) -> Attempt | None:
     """The attempt that an IP packet begins; None for any other packet, and for one that is cut off."""
     try:
-        if packet[0] >> 4 == 4:
-            start, protocol = (packet[0] & 15) * 4, packet[9]
-            if start < 20 or int.from_bytes(packet[6:8]) & 0x1FFF:
-                return None
-            address = str(ipaddress.IPv4Address(packet[16:20]))
-        elif packet[0] >> 4 == 6:
-            start, protocol = 40, packet[6]
-            address = str(ipaddress.IPv6Address(packet[24:40]))
-            for _ in range(4):
-                if protocol in _EXTENSIONS:
-                    start, protocol = start + 8 * (packet[start + 1] + 1), packet[start]
-        else:
+        found = _payload(packet)
+        if found is None:
             return None
-        if protocol == socket.IPPROTO_TCP and packet[start + 13] & (_SYN | _ACK) != _SYN:
+        address, protocol, payload = found
+        if not _begins(protocol, payload):
             return None
         has_port = protocol in {socket.IPPROTO_TCP, socket.IPPROTO_UDP}
-        if has_port and len(packet) < start + 4:
-            return None
-        # Only our own answers come from port 53: a box cannot bind it, because we have.
-        if protocol == socket.IPPROTO_UDP and int.from_bytes(packet[start : start + 2]) == DNS_PORT:
-            return None
-        if protocol in _ECHO and packet[start] != _ECHO[protocol]:  # the kernel's own notices
-            return None
-        port = int.from_bytes(packet[start + 2 : start + 4]) if has_port else 0
+        return Attempt(_PROTOCOLS.get(protocol, str(protocol)), str(address), payload[2] << 8 | payload[3] if has_port else 0)
     except (IndexError, ValueError):
         return None
-    return Attempt(_PROTOCOLS.get(protocol, str(protocol)), address, port)
+
+
+def _payload(packet: bytes) -> tuple[Address, int, bytes] | None:
+    """Where an IP packet goes, what is in it, and that; None for later fragments and what is no IP."""
+    if packet[0] >> 4 == 4:
+        start = (packet[0] & 15) * 4
+        if start < 20 or int.from_bytes(packet[6:8]) & 0x1FFF:
+            return None
+        return ipaddress.IPv4Address(packet[16:20]), packet[9], packet[start:]
+    if packet[0] >> 4 == 6:
+        start, protocol = 40, packet[6]
+        for _ in range(4):
+            if protocol in _EXTENSIONS:
+                start, protocol = start + 8 * (packet[start + 1] + 1), packet[start]
+        return ipaddress.IPv6Address(packet[24:40]), protocol, packet[start:]
+    return None
+
+
+def _begins(protocol: int, payload: bytes) -> bool:
+    if protocol == socket.IPPROTO_TCP:
+        return payload[13] & (_SYN | _ACK) == _SYN
+    if protocol == socket.IPPROTO_UDP:
+        # Only our own answers come from port 53: a box cannot bind it, because we have.
+        return payload[0] << 8 | payload[1] != DNS_PORT
+    # Others of ICMP are the kernel's own notices.
+    return protocol not in _ECHO or payload[0] == _ECHO[protocol]
 
 
 class Attempts:
