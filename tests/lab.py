@@ -232,8 +232,9 @@ class Lab:
         found = [str(path) for name in ("run", "ids") for path in (self.state / name).iterdir()]
         found += [str(path) for path in (self.state / "locks").iterdir() if path.name != "queue"]
         found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.folder) in line]
-        for tree in Path("/sys/fs/cgroup").glob("**/fumehood"):
-            found += [str(path) for path in tree.iterdir() if path.is_dir() and path.name.split(".")[0] in runtimes]
+        for tree, groups, _ in os.walk("/sys/fs/cgroup"):  # which others change meanwhile, and os.walk does not mind
+            if tree.endswith("/fumehood"):
+                found += [f"{tree}/{name}" for name in groups if name.split(".")[0] in runtimes]
         found += [f"container {name}" for name, runtime in containers() if runtime in runtimes]
         found += [f"process {pid}: {text}" for pid, text in self._processes(runtimes)]
         return found

@@ -8,10 +8,11 @@ from typing import Any
 
 from fumehood.asking import Asker
 from fumehood.faults import BoxFailed
+from fumehood.memory import Memory
 from fumehood.model import Binding, FileChange, Frame, Supplies, Usage
 from fumehood.ports import Exited, Listen, Made, Settled, Sockets
 from fumehood.reasons import Reason
-from fumehood.wire import TooLongError, WireError
+from fumehood.wire import TooLongError, WireError, close_all
 
 
 class BrokerClient:
@@ -26,14 +27,22 @@ class BrokerClient:
 
     async def network(self, task: str, listen: Sequence[Listen]) -> Sockets:
         """Sockets inside a box's network."""
-        raise BoxFailed(Reason.UNENFORCEABLE, f"no network of {task} for {len(listen)} listeners yet")
+        facts, fds = await self._ask_fds("network", {"task": task, "listen": [asdict(each) for each in listen]})
+        pairs = [(fds[at], fds[at + 1]) for at in range(0, len(fds) - 1, 2)]
+        if len(pairs) != 2 + len(listen):
+            close_all(fds)
+            raise BoxFailed(Reason.BROKER_DIED, "the broker sent other sockets than were asked for")
+        packets = fds[-1] if len(fds) % 2 else None
+        return Sockets(dns_udp=pairs[0], dns_tcp=pairs[1], listeners=tuple(pairs[2:]), packets=packets, facts=facts)
 
     async def bind(self, task: str, binding: Binding, supplies: Supplies) -> Mapping[str, Any]:
         """Attach the call's own things."""
-        del supplies
         fields = {**asdict(binding), "workspace_fd": None}
         fds = [] if binding.workspace_fd is None else [binding.workspace_fd]
-        facts: Mapping[str, Any] = await self._ask("bind", {"task": task, "binding": fields}, fds)
+        files = [{"name": each.name, "size_bytes": len(each.content), "over": each.over} for each in supplies.files]
+        args = {"task": task, "binding": fields, "files": files}
+        with Memory(b"".join(each.content for each in supplies.files)).seal() as contents:
+            facts: Mapping[str, Any] = await self._ask("bind", args, [*fds, *([contents.fd] if files else [])])
         return facts
 
     async def start(
@@ -84,11 +93,15 @@ class BrokerClient:
         return facts
 
     async def _ask(self, verb: str, args: Mapping[str, Any], fds: Sequence[int] = ()) -> Any:
+        result, unasked = await self._ask_fds(verb, args, fds)
+        close_all(unasked)
+        return result
+
+    async def _ask_fds(self, verb: str, args: Mapping[str, Any], fds: Sequence[int] = ()) -> tuple[Any, list[int]]:
         try:
-            result, _ = await self._asker.ask(verb, args, fds)
+            return await self._asker.ask(verb, args, fds)
         except TooLongError as error:
             remedy = "Pass long input on stdin or in a file."
             raise BoxFailed(Reason.BAD_REQUEST, f"{verb}: {error}", remedy=remedy) from error
         except WireError as error:
             raise BoxFailed(Reason.BROKER_DIED, f"{verb}: {error}") from error
-        return result

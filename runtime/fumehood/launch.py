@@ -8,8 +8,10 @@ still three processes, of one user (`accounts.py`).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import resource
 import select
 import signal
 import socket
@@ -36,6 +38,7 @@ _FOLDERS = {
     "run": 0o711,
 }  # fmt: skip
 _EXIT_DEADLINE_S = 15.0
+_OPEN_FILES = 65_536
 
 
 Loaded = TypeVar("Loaded")
@@ -215,6 +218,7 @@ def assemble_ahead() -> None:
 
 def assemble(*, broker: bool) -> Crew:
     """Fork the ledger and, if wanted, the broker, connected to each other and to us."""
+    _raise_open_files()
     sys.stdout.flush()
     sys.stderr.flush()
     pairs = {name: wire.pair() for name in ("ledger", "broker", "between", "orders", "brief ledger", "brief broker")}
@@ -231,6 +235,16 @@ def assemble(*, broker: bool) -> Crew:
             end.close()
     asking, ordering = (pairs[name][0] if broker else None for name in ("broker", "orders"))
     return Crew(pairs["ledger"][0], asking, briefings, children, ordering)
+
+
+def _raise_open_files() -> None:
+    """Let us and those we fork hold as many descriptors as we may: a gate takes nine and more, each connection two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (max(hard, _OPEN_FILES) if os.getuid() == 0 else hard, hard):
+        with contextlib.suppress(OSError, ValueError):  # a container's root may raise no hard limit; `doctor` says what there is
+            if soft < wanted:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+            return
 
 
 def prepare(chosen: Settings) -> None:

@@ -312,7 +312,8 @@ class Outward:
     """What the operator decides for every gate and lease of this runtime.
 
     `resolvers` are `address:port` of DNS servers, empty for the system's; `authorities` is PEM to trust upstream beside the
-    system's roots; `proxy` an `http://host:port` that upstream connections go through.
+    system's roots; `proxy` an `http://host:port` that upstream connections go through. `shared` is what all gates of a runtime have
+    in common (answers of resolvers, the memory that is used): theirs alone.
     """
 
     resolvers: tuple[str, ...] = ()
@@ -320,6 +321,7 @@ class Outward:
     proxy: str | None = None
     memory_bytes: int = 256 * 2**20
     providers: Mapping[str, CredentialProvider] = field(default_factory=dict)
+    shared: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
 
 
 class Images(Protocol):

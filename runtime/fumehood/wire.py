@@ -21,7 +21,7 @@ from fumehood.model import Deny
 from fumehood.reasons import Reason
 
 MESSAGE_BYTES = 192 * 1024
-MESSAGE_FDS = 8
+MESSAGE_FDS = 128  # a gate's sockets: 5 and two for each of at most 60 places; the kernel takes 253
 _BUFFER_BYTES = 4 * MESSAGE_BYTES
 
 

@@ -30,13 +30,16 @@ from ledgers import SERVE, Running, client, running
 
 # The ledger, dying where a power cut is worst: the rows are written and the commit has not happened.
 SERVE_AND_DIE = """
-import os, sqlalchemy
+import functools, os, sqlite3
 commits = []
-@sqlalchemy.event.listens_for(sqlalchemy.Engine, "commit")
-def die(conn):
-    commits.append(conn)
-    if len(commits) == 3:  # the first made the schema, the second a record
-        os.kill(os.getpid(), 9)
+class Dying(sqlite3.Connection):
+    def execute(self, sql, *values):
+        if sql == "COMMIT":
+            commits.append(sql)
+            if len(commits) == 3:  # the first made the schema, the second a record
+                os.kill(os.getpid(), 9)
+        return super().execute(sql, *values)
+sqlite3.connect = functools.partial(sqlite3.connect, factory=Dying)
 """
 
 

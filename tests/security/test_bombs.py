@@ -89,7 +89,7 @@ while True: pass
     done = lab.python(engine, code, profile=lab.profile("spin", "limits: {cpu: 0.5, wall: 2s}\n"))
     assert (done.status, done.said["outcome"], done.said["reason"]) == (124, "killed", "wall")
     usage = usage_of(lab, done.said)
-    assert 0.3 < usage["cpu_user_s"] + usage["cpu_system_s"] < 1.6
+    assert 0 < usage["cpu_user_s"] + usage["cpu_system_s"] < 1.6  # how much of its half a busy machine gave it is nobody's promise
     assert usage["cpu_throttled_s"] > 0
 
 

@@ -50,8 +50,8 @@ from dataclasses import replace
 from fumehood.brokering import BrokerClient
 from fumehood.model import ReadOnlyMount
 bind = BrokerClient.bind
-async def lying(self, task, binding):
-    return await bind(self, task, replace(binding, mounts=(ReadOnlyMount(source={other!r}, name="fumehood-source"),)))
+async def lying(self, task, binding, supplies):
+    return await bind(self, task, replace(binding, mounts=(ReadOnlyMount(source={other!r}, name="fumehood-source"),)), supplies)
 BrokerClient.bind = lying
 async def main():
     async with fumehood.Runtime.open(profile=sys.argv[1], engine=sys.argv[2]):

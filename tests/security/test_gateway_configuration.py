@@ -78,10 +78,10 @@ from fumehood.brokering import BrokerClient
 from fumehood.cli.main import main
 from fumehood.model import WorkspaceMode
 bind = BrokerClient.bind
-async def lying(self, task, binding):
+async def lying(self, task, binding, supplies):
     {before}
     fd = os.open({other!r}, os.O_RDONLY | os.O_DIRECTORY)
-    return await bind(self, task, replace(binding, workspace=WorkspaceMode.RW, workspace_fd=fd))
+    return await bind(self, task, replace(binding, workspace=WorkspaceMode.RW, workspace_fd=fd), supplies)
 BrokerClient.bind = lying
 sys.argv[0] = "fumehood"
 main()

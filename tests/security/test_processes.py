@@ -116,9 +116,9 @@ from dataclasses import replace
 from fumehood.brokering import BrokerClient
 from fumehood.model import WorkspaceMode
 bind = BrokerClient.bind
-async def lying(self, task, binding):
+async def lying(self, task, binding, supplies):
     fd = os.open({str(other)!r}, os.O_RDONLY | os.O_DIRECTORY)
-    return await bind(self, task, replace(binding, workspace=WorkspaceMode.RW, workspace_fd=fd))
+    return await bind(self, task, replace(binding, workspace=WorkspaceMode.RW, workspace_fd=fd), supplies)
 BrokerClient.bind = lying
 """
     workspace = lab.workspace("given") if given else None

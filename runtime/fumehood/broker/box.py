@@ -27,12 +27,14 @@ from fumehood.broker.engines import INIT_FOLDER, Engine, Launched, Spec
 from fumehood.broker.enter import Ceiling, Move, Operation, Unmount, enter
 from fumehood.broker.freezing import freeze, thaw
 from fumehood.broker.host import Host
+from fumehood.broker.network import Gate, gather_gate, judge_gate, open_gate
 from fumehood.broker.settling import settle
+from fumehood.broker.supplies import Supplied, make_supply
 from fumehood.broker.tickets import take_ticket
 from fumehood.broker.workspace import Workspace, make_mounts, make_workspace
 from fumehood.faults import BoxFailed, Refused
 from fumehood.model import Binding, Deny, Frame, Usage, WorkspaceMode
-from fumehood.ports import Exited, Made, Settled
+from fumehood.ports import Exited, Listen, Made, Settled
 from fumehood.reasons import Reason
 
 _READY_DEADLINE_S = 5.0
@@ -77,6 +79,8 @@ class Box:
         self._binding: Binding | None = None
         self._workspace: Workspace | None = None
         self._mounts: list[Workspace] = []
+        self._supplied: Mapping[str, str] = {}
+        self._gate: Gate | None = None
         self._held = contextlib.ExitStack()
         self._given_up = threading.Event()
         self._killed: Reason | None = None
@@ -113,8 +117,20 @@ class Box:
             }  # fmt: skip
             return Made(engine=self._engine.name, container=launched.container, facts=facts)
 
-    def bind(self, binding: Binding, directory: int | None) -> dict[str, Any]:
-        """Attach the call's workspace and read-only mounts. Takes the directory's ticket first, within `wall`."""
+    def network(self, listens: Sequence[Listen]) -> tuple[dict[str, Any], list[int]]:
+        """Make the gate's sockets inside the box's network, once, before anything of the call is in it."""
+        with self._lock:
+            self._check_alive()
+            launched, _ = self._up()
+            if self._gate is not None or self._binding is not None:
+                raise Refused(Deny(reason=Reason.BAD_REQUEST, rule="broker.network", detail="the box's network is settled"))
+            self._gate, sockets = open_gate(launched.pidfd, listens)
+            return dict(self._gate.facts), sockets
+
+    def bind(
+        self, binding: Binding, directory: int | None, files: Sequence[Supplied] = (), contents: int | None = None
+    ) -> dict[str, Any]:
+        """Attach the call's workspace, read-only mounts and files. Takes the directory's ticket first, within `wall`."""
         with self._lock:
             self._check_alive()
             launched, spec = self._up()
@@ -144,6 +160,11 @@ class Box:
                 facts["mounts"] = {mount.name: mount.source for mount in binding.mounts}
                 moves.append(Move(self._mount_points(binding), "/mnt"))
                 moves.extend(Move(mount.mount_fd, mount.place) for mount in self._mounts)
+            if files and contents is not None:
+                supply = make_supply(files, contents, box_uid=spec.host_uid, folder=spec.folder / "supplies")
+                self._held.callback(supply.close)
+                self._supplied = supply.attach(self._host.helper, launched.pidfd)
+                facts["supplied"] = {**supply.facts, "places": sorted(self._supplied)}
             if moves:
                 enter(self._host.helper, launched.pidfd, moves, user_namespace=False)
             return facts
@@ -164,6 +185,9 @@ class Box:
                 filters_on = self._host.filters_of(tool, launched.control, self._filter)
                 found = readback.gather(tool, pidfd, launched.group, filters_on)
                 wrong = readback.judge(self._expected(spec), found)
+                if self._gate is not None:
+                    found["gate"] = gather_gate(tool, pidfd)
+                    wrong += judge_gate(self._gate, found["gate"])
                 if wrong:
                     raise BoxFailed(Reason.READBACK_MISMATCH, "; ".join(wrong)[:1000])
                 _set_oom_score(launched.pid, -999)
@@ -386,6 +410,7 @@ class Box:
             workspace_kind=kinds.get(mode, "overlay"),
             mounts=tuple(mount.name for mount in binding.mounts) if binding is not None else (),
             bound_devices=self._host.bound_devices,
+            supplied=self._supplied,
         )
 
     def _left_s(self, limit: float | None) -> float:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from fumehood.broker import host as hosts
+from fumehood.broker import netlink
 from fumehood.broker.cgroups import NEEDED
 from fumehood.broker.host import Host
+from fumehood.model import NetworkLimits
 
 _OVERLAY_IDMAP_KERNEL = (5, 19)
+# Of the worker, which has the most: a box's streams and files, its gate's nine and more sockets, and the connections of a profile
+# that sets no other limit, two each.
+_TASK_FILES, _GATE_FILES, _CONNECTION_FILES = 64, 9, 2 * NetworkLimits().connections
 
 
 def report(host: Host) -> dict[str, Any]:
@@ -41,8 +48,10 @@ def report(host: Host) -> dict[str, Any]:
         _finding("core dumps", not Path("/proc/sys/kernel/core_pattern").read_text().startswith("|"),
                  Path("/proc/sys/kernel/core_pattern").read_text().strip(),
                  "A piped core handler sees crashes of unrelated programs; boxes and our processes dump none."),
-        _finding("descriptors", _files() >= 64 * host.settings.boxes, f"{_files()} for {host.settings.boxes} boxes",
-                 "Raise the limit of open files."),
+        _finding("descriptors", _files() >= _TASK_FILES * host.settings.boxes, _descriptors(host.settings.boxes),
+                 "Raise the limit of open files, or lower `boxes`."),
+        _finding("network gate", _has_gate(), "sockets can be listed, packets seen" if _has_gate() else "not on this kernel",
+                 "Boxes with a way out need CONFIG_INET_DIAG, CONFIG_PACKET and IPv6 in the kernel."),
         *host.more_findings(),
     ]  # fmt: skip
     return {
@@ -88,9 +97,24 @@ def _swap() -> str:
 
 
 def _files() -> int:
-    import resource
-
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _descriptors(boxes: int) -> str:
+    gated = _files() // (_TASK_FILES + _GATE_FILES + _CONNECTION_FILES)
+    return f"{_files()} for {boxes} boxes; room for {gated} tasks with a gate of {_CONNECTION_FILES // 2} connections"
+
+
+def _has_gate() -> bool:
+    """Whether this kernel gives what a gate needs: IPv6, packet sockets, and the list of sockets that the read-back compares."""
+    try:
+        netlink.listeners(socket.IPPROTO_UDP)
+        kinds = ((socket.AF_INET6, socket.SOCK_STREAM), (socket.AF_PACKET, socket.SOCK_DGRAM))
+        for family, kind in kinds if os.geteuid() == 0 else kinds[:1]:
+            socket.socket(family, kind).close()
+    except OSError:
+        return False
+    return True
 
 
 def _version(name: str) -> str | None:

@@ -25,6 +25,14 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Cover:
+    """Attach a detached mount of a file over a plain file inside the box; left out where there is none."""
+
+    fd: int
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
 class Unmount:
     """Detach whatever is mounted at a place inside the box."""
 
@@ -39,11 +47,15 @@ class Ceiling:
     value: int
 
 
-Operation = Move | Unmount | Ceiling
+Operation = Move | Cover | Unmount | Ceiling
+_ABSENT = "absent "
 
 
-def enter(helper: Path, pidfd: int, operations: Sequence[Operation], *, user_namespace: bool) -> None:
-    """Do `operations` in order inside the box whose PID 1 the pidfd names. Raises BoxFailed(BOX_FAILED)."""
+def enter(helper: Path, pidfd: int, operations: Sequence[Operation], *, user_namespace: bool) -> list[str]:
+    """Do `operations` in order inside the box whose PID 1 the pidfd names; the places that had nothing to cover.
+
+    Raises BoxFailed(BOX_FAILED).
+    """
     argv = [str(helper), "3", *(["user"] if user_namespace else [])]
     actions: list[tuple[int, ...]] = [(os.POSIX_SPAWN_DUP2, pidfd, 3)]
     number = 4
@@ -53,9 +65,9 @@ def enter(helper: Path, pidfd: int, operations: Sequence[Operation], *, user_nam
                 argv += ["max", name, str(value)]
             case Unmount(place):
                 argv += ["umount", place]
-            case Move(fd, place):
+            case Move(fd, place) | Cover(fd, place):
                 actions.append((os.POSIX_SPAWN_DUP2, fd, number))
-                argv += ["move", str(number), place]
+                argv += ["move" if isinstance(operation, Move) else "cover", str(number), place]
                 number += 1
     # The helper's numbers start above every descriptor it is given, so that one dup2 cannot overwrite another's source.
     lifted = _lift(actions, number)
@@ -71,6 +83,7 @@ def enter(helper: Path, pidfd: int, operations: Sequence[Operation], *, user_nam
         said = words.read(4096).decode("ascii", "replace").strip()
     if status != 0:
         raise BoxFailed(Reason.BOX_FAILED, f"inside the box: {said or f'helper ended {status}'}")
+    return [line.removeprefix(_ABSENT) for line in said.splitlines() if line.startswith(_ABSENT)]
 
 
 def _lift(actions: Sequence[tuple[int, ...]], lowest: int) -> list[tuple[int, ...]]:

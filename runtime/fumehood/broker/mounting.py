@@ -28,7 +28,7 @@ _OPEN_TREE_CLONE = 1
 _AT_RECURSIVE = 0x8000
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
-_FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _MOUNT_ATTR_IDMAP = 0x100000
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 
@@ -77,13 +77,17 @@ def restrict_mount(mount_fd: int, attributes: int, idmap_fd: int | None = None) 
     _syscall("mount_setattr", _MOUNT_SETATTR, mount_fd, b"", _AT_EMPTY_PATH, attr, len(attr))
 
 
-def make_filesystem(kind: str, options: Sequence[tuple[str, str]], attributes: int) -> int:
-    """A detached mount of a new filesystem. Options go one by one: no commas to escape, no option smuggled in."""
+def make_filesystem(kind: str, options: Sequence[tuple[str, str | None]], attributes: int) -> int:
+    """A detached mount of a new filesystem. Options go one by one: no commas to escape, no option smuggled in.
+
+    An option whose value is None is a flag.
+    """
     context = _syscall(f"fsopen {kind}", _FSOPEN, kind.encode(), _FSOPEN_CLOEXEC)
     try:
         for key, value in options:
             step = f"fsconfig {kind} {key}"
-            _syscall(step, _FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0)
+            command, given = (_FSCONFIG_SET_FLAG, None) if value is None else (_FSCONFIG_SET_STRING, os.fsencode(value))
+            _syscall(step, _FSCONFIG, context, command, key.encode(), given, 0)
         _syscall(f"fsconfig {kind} create", _FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
         return _syscall(f"fsmount {kind}", _FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
     except OSError as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ _CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 class Expected:
     """The plan's side of the comparison. `workspace` and `mounts` tell which places are mounted, and `rw` or `ro`.
 
-    `workspace_kind` is the file system there; None for `direct`, which is the host's own.
+    `workspace_kind` is the file system there; None for `direct`, which is the host's own. `supplied` are the places of the files that
+    came with the call, each with what it is of their file system.
     """
 
     uid: int
@@ -46,6 +47,7 @@ class Expected:
     workspace_kind: str | None
     mounts: tuple[str, ...]
     bound_devices: tuple[str, ...] = ()
+    supplied: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ def judge_mounts(expected: Expected, mounts: list[dict[str, Any]]) -> list[str]:
     needed.update({f"/mnt/{name}": ("overlay", {"ro", "nosuid", "nodev"}) for name in expected.mounts})
     devices = {f"/dev/{name}": f"/{name}" for name in expected.bound_devices}
     needed.update(dict.fromkeys(devices, (None, {"ro", "nosuid", "noexec"})))
+    needed.update(dict.fromkeys(expected.supplied, ("tmpfs", {"ro", "nosuid", "nodev", "noexec"})))
     seen: set[str] = set()
     for mount in mounts:
         place, flags = mount["place"], set(mount["flags"])
@@ -173,8 +176,9 @@ def judge_mounts(expected: Expected, mounts: list[dict[str, Any]]) -> list[str]:
             kind, planned = needed[place]
             if kind not in {None, mount["kind"]}:
                 wrong.append(f"{place} is {mount['kind']}, planned {kind}")
-            if place in devices and (mount["root"] != devices[place] or mount["kind"] not in {"devtmpfs", "tmpfs"}):
-                wrong.append(f"{place} is {mount['root']} of a {mount['kind']}, planned the host's device")
+            root = {**devices, **expected.supplied}.get(place, mount["root"])
+            if mount["root"] != root or (place in devices and mount["kind"] not in {"devtmpfs", "tmpfs"}):
+                wrong.append(f"{place} is {mount['root']} of a {mount['kind']}, planned {root}")
             if not planned <= flags:
                 wrong.append(f"{place} lacks {', '.join(sorted(planned - flags))}")
         elif not _is_mask(mount):

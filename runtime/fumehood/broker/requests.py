@@ -8,9 +8,11 @@ have a fixed form, numbers lie within what an operator could ask, lists are shor
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
 from typing import Any
 
+from fumehood.broker.supplies import COVERED, MOST_BYTES, MOST_FILES, Supplied
 from fumehood.faults import Refused
 from fumehood.model import (
     ArgumentTest,
@@ -23,12 +25,17 @@ from fumehood.model import (
     UserNamespace,
     WorkspaceMode,
 )
+from fumehood.ports import Listen
 from fumehood.reasons import Reason
 
 _TASK = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SUPPLIED = re.compile(r"(fumehood|secrets)(/[A-Za-z0-9_][A-Za-z0-9._-]{0,63}){1,4}")
 _GIB = 2**30
+MOST_LISTENS = 60
+_SYNTHETIC_V4, _SYNTHETIC_V6 = 0xC612_0000, bytes.fromhex("fd5300000000")  # 198.18.0.0/15 and fd53::/48
+_DNS_PORT = 53
 
 HARD = {
     "cpu": (0.01, 1024.0),
@@ -94,6 +101,34 @@ def binding_of(value: object) -> Binding:
     )
 
 
+def files_of(args: Mapping[str, Any]) -> tuple[Supplied, ...]:
+    """The files that a box is supplied with, without their bytes, which travel beside the message."""
+    value = args.get("files", [])
+    if not isinstance(value, list) or len(value) > MOST_FILES:
+        raise refuse(f"files must be a list of at most {MOST_FILES}")
+    files = tuple(_supplied(_mapping(each, "file")) for each in value)
+    names = [each.name for each in files]
+    if any(a == b or b.startswith(f"{a}/") for at, a in enumerate(names) for b in (*names[:at], *names[at + 1 :])):
+        raise refuse("two files have one name")
+    covered = [each.over for each in files if each.over is not None]
+    if len({*covered}) < len(covered) or sum(each.size_bytes for each in files) > MOST_BYTES:
+        raise refuse(f"files hold at most {MOST_BYTES} bytes and go over different places")
+    return files
+
+
+def listens_of(args: Mapping[str, Any]) -> tuple[Listen, ...]:
+    """Where a gate listens: at synthetic addresses or at all of them, and no two at one place."""
+    value = args.get("listen")
+    if not isinstance(value, list) or len(value) > MOST_LISTENS:
+        raise refuse(f"listen must be a list of at most {MOST_LISTENS}")
+    listens = tuple(_listen(_mapping(each, "listen")) for each in value)
+    everywhere = [each.port for each in listens if each.v4 is None]
+    somewhere = [(each.port, address) for each in listens for address in (each.v4, each.v6) if address is not None]
+    if len({*everywhere}) + len({*somewhere}) < len(everywhere) + len(somewhere) or {*everywhere} & {port for port, _ in somewhere}:
+        raise refuse("two listeners ask for one place")
+    return listens
+
+
 def command_of(args: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
     """The argument list and the environment of a start."""
     argv, env = args.get("argv"), args.get("env")
@@ -140,6 +175,34 @@ def strings_of(args: Mapping[str, Any], name: str, most: int) -> list[str]:
 def choice_of(args: Mapping[str, Any], name: str, choices: tuple[str, ...]) -> str:
     """One of a few words."""
     return _choice(args, name, choices)
+
+
+def _supplied(args: Mapping[str, Any]) -> Supplied:
+    size_bytes = _bounded(args, "size_bytes", 0, MOST_BYTES)
+    return Supplied(name=_text(args, "name", _SUPPLIED), size_bytes=size_bytes, over=_maybe_choice(args, "over", COVERED))
+
+
+def _listen(args: Mapping[str, Any]) -> Listen:
+    port, v4, v6 = _bounded(args, "port", 1, 65535), args.get("v4"), args.get("v6")
+    if port == _DNS_PORT:
+        raise refuse("port 53 is the gate's own")
+    if v4 is None and v6 is None:
+        return Listen(v4=None, v6=None, port=port)
+    numbers = int.from_bytes(_address(v4, socket.AF_INET), "big")
+    if numbers & 0xFFFE_0000 != _SYNTHETIC_V4 or not _address(v6, socket.AF_INET6).startswith(_SYNTHETIC_V6):
+        raise refuse("a gate listens at synthetic addresses only")
+    return Listen(v4=v4, v6=v6, port=port)
+
+
+def _address(value: object, family: socket.AddressFamily) -> bytes:
+    """The bytes of an address in its one canonical form."""
+    try:
+        raw = socket.inet_pton(family, value) if isinstance(value, str) else b""
+    except (OSError, ValueError):
+        raw = b""
+    if not raw or socket.inet_ntop(family, raw) != value:
+        raise refuse("listen needs an IPv4 and an IPv6 address, or neither")
+    return raw
 
 
 def _mount(args: Mapping[str, Any]) -> ReadOnlyMount:

@@ -7,6 +7,7 @@ socket to the worker ends, for whatever reason, every box is removed before the 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import socket
@@ -46,6 +47,8 @@ class Broker:
             return {}, []
         if verb in pending.VERBS:
             return pending.VERBS[verb](self._host.settings.state, self._host.settings.caller_uid, dict(args))
+        if verb == "network":
+            return self._box(requests.task_of(args)).network(requests.listens_of(args))
         handler = self._verbs().get(verb)
         if handler is None:
             raise requests.refuse(f"there is no verb {verb!r:.40}")
@@ -83,9 +86,11 @@ class Broker:
         return dataclasses.asdict(box.make())
 
     def _bind(self, task: str, args: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
-        if len(fds) > 1:
-            raise requests.refuse("bind takes at most one descriptor")
-        return self._box(task).bind(requests.binding_of(args.get("binding")), fds[0] if fds else None)
+        files = requests.files_of(args)
+        if len(fds) > (2 if files else 1) or len(fds) < len(files[:1]):
+            raise requests.refuse("bind takes at most a directory, and a memory file for the files")
+        directory = None if len(fds) == len(files[:1]) else fds[0]
+        return self._box(task).bind(requests.binding_of(args.get("binding")), directory, files, fds[-1] if files else None)
 
     def _start(self, task: str, args: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
         if len(fds) != 3:
@@ -201,11 +206,21 @@ def _answer(
         wire.close_all(fds)
     try:
         with sending:
-            wire.send(worker, {"id": message.get("id"), **reply}, reply_fds)
+            _send(worker, {"id": message.get("id"), **reply}, reply_fds)
     except (wire.WireError, OSError):
         pass  # the worker is gone; the main thread sees it too
     finally:
         wire.close_all(reply_fds)
+
+
+def _send(worker: socket.socket, reply: dict[str, Any], fds: list[int]) -> None:
+    try:
+        wire.send(worker, reply, fds)
+    except OSError as error:
+        if error.errno != errno.ETOOMANYREFS:  # a user's descriptors under way are bounded, root's are not
+            raise
+        fault = BoxFailed(Reason.BUSY, "too many descriptors are under way", remedy="Raise the limit of open files.")
+        wire.send(worker, {"id": reply["id"], **wire.reply_of_error(fault)})
 
 
 def _refuse_all(worker: socket.socket, error: Exception) -> None:

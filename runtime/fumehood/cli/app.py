@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
+
 import typer
 
-from fumehood.cli import doctor, gateway, image, leases, profile, run, sessions, tasks, workspace
+_MODULES = ("run", "gateway", "image", "profile", "tasks", "sessions", "leases", "workspace", "doctor")
+# Commands that a call waits for: whoever types one of these needs no other.
+_ALONE = frozenset({"run", "gateway"})
 
-app = typer.Typer(
-    name="fumehood",
-    help="Run every MCP tool call in its own container, used once.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 
-for module in (run, gateway, image, profile, tasks, sessions, leases, workspace, doctor):
-    module.register(app)
+def tree(first: str | None) -> typer.Typer:
+    """All commands, or of the tree no more than `first` needs, which is the first word after `fumehood`."""
+    app = typer.Typer(
+        name="fumehood",
+        help="Run every MCP tool call in its own container, used once.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    alone = first in _ALONE
+    for name in (first,) if alone else _MODULES:
+        importlib.import_module(f"fumehood.cli.{name}").register(app)
+    if alone:
+        app.callback()(_nothing)  # or typer takes the only command for the program itself, and its name for an argument
+    return app
+
+
+def _nothing() -> None:
+    pass

@@ -22,12 +22,12 @@ def main() -> None:
 
     if _MAKE_BOXES.intersection(sys.argv[1:2]) and not _ONLY_READ.intersection(sys.argv[2:3]) and "--help" not in sys.argv:
         launch.assemble_ahead()
-    from fumehood.cli.app import app
+    from fumehood.cli.app import tree
 
     logging.basicConfig(stream=sys.stderr, format="fumehood: %(message)s", level=logging.WARNING)
     status: object = 0
     try:
-        app()
+        tree(next(iter(sys.argv[1:]), None))()
     except FumehoodError as error:
         sys.stderr.write(f"fumehood: {error}\n")
         status = REFUSED

@@ -12,7 +12,7 @@ from typing import Any
 from fumehood.faults import FumehoodError
 from fumehood.sealing import SweepKey
 from fumehood.store import egress, leases
-from fumehood.store.database import Connection
+from fumehood.store.database import Transaction
 
 WRITES = frozenset({"lease_opened", "lease_issued", "lease_closed", "egress"})
 READS = frozenset({"leases", "egress_of"})
@@ -20,7 +20,7 @@ CLAIM = "leases_claim"
 Fields = Mapping[str, Any]
 
 
-def write(conn: Connection, verb: str, fields: Fields, *, runtime_id: str, at_s: float) -> bool:
+def write(conn: Transaction, verb: str, fields: Fields, *, runtime_id: str, at_s: float) -> bool:
     """Do one of `WRITES`. False when it is not possible."""
     match verb:
         case "lease_opened":
@@ -33,7 +33,7 @@ def write(conn: Connection, verb: str, fields: Fields, *, runtime_id: str, at_s:
             return egress.add_egress(conn, fields["task"], fields["entries"], fields["counters"], runtime_id=runtime_id)
 
 
-def read(conn: Connection, verb: str, fields: Fields) -> dict[str, Any]:
+def read(conn: Transaction, verb: str, fields: Fields) -> dict[str, Any]:
     """Answer one of `READS`."""
     if verb == "egress_of":
         return egress.egress_of(conn, fields["task"], after_seq=fields["after_seq"])

@@ -18,7 +18,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +32,8 @@ from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
 from fumehood.reasons import Reason
 from fumehood.sealing import SweepKey
-from fumehood.store import egress, leases, queries, records
-from fumehood.store.database import Connection, Database, opened
+from fumehood.store import egress, leases, lookups, records
+from fumehood.store.database import Database, Transaction, opened
 from fumehood.store.results import Copy, Results
 
 # Of one socket at a time: a worker that floods us must not keep the broker's request waiting.
@@ -172,7 +172,7 @@ class _Ledger:
             known: list[str] = []
             if names := results.tasks():
                 with database.read() as conn:
-                    known = queries.known(conn, names)
+                    known = lookups.known(conn, names)
             results.sweep(known)
             self._results = results
         return self._results
@@ -220,7 +220,7 @@ class _Ledger:
         task = fields["task"]
         try:
             with self._database().read() as conn:
-                owner = queries.owner(conn, task)
+                owner = lookups.owner(conn, task)
             if owner is None or owner["runtime_id"] != self._runtime_id:
                 raise bad_request(f"keep: not possible for task {task}")
             if len(self._copies) >= COPIES:
@@ -241,7 +241,7 @@ class _Ledger:
         """Tell whose a task is, and hand out what is kept of it: the worker decides who may read it."""
         try:
             with self._database().read() as conn:
-                owner = queries.owner(conn, request.fields["task"])
+                owner = lookups.owner(conn, request.fields["task"])
             found = None
             if owner is not None:
                 with suppress(FumehoodError):
@@ -282,7 +282,7 @@ class _Ledger:
             elif "ok" not in reply:
                 _log.error("ledger: an event was refused: %s", reply["deny"]["detail"])
 
-    def _apply(self, conn: Connection, request: Request) -> dict[str, Any]:
+    def _apply(self, conn: Transaction, request: Request) -> dict[str, Any]:
         fields = dict(request.fields)
         task: str = fields.get("task", "")
         now_s = time.time()
@@ -344,20 +344,27 @@ class _Ledger:
             with self._database().read() as conn:
                 match request.verb:
                     case "open_tasks":
-                        return {"ok": queries.open_tasks(conn, **fields)}
+                        return {"ok": lookups.open_tasks(conn, **fields)}
                     case "runtimes_open":
-                        return {"ok": queries.runtimes_open(conn)}
-                    case "tasks":
-                        return {"ok": queries.tasks(conn, queries.Wanted(**fields))}
-                    case "task":
-                        name = _only(queries.tasks_named(conn, fields["task"]), fields["task"])
-                        return {"ok": queries.task(conn, name, after_seq=fields["after_seq"])}
+                        return {"ok": lookups.runtimes_open(conn)}
                     case verb if verb in journal.READS:
                         return {"ok": journal.read(conn, verb, fields)}
-                    case _:
+                    case "ping":
                         return {"ok": "pong"}
+                    case verb:
+                        return {"ok": _listed(conn, verb, fields)}
         except FumehoodError as error:
             return wire.reply_of_error(error)
+
+
+def _listed(conn: Transaction, verb: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What people ask: `tasks` and `task`."""
+    from fumehood.store import queries  # SQLAlchemy with it, which no call waits for
+
+    if verb == "tasks":
+        return queries.tasks(conn, queries.Wanted(**fields))
+    name = _only(queries.tasks_named(conn, fields["task"]), fields["task"])
+    return queries.task(conn, name, after_seq=fields["after_seq"])
 
 
 def _only(names: Sequence[str], prefix: str) -> str:

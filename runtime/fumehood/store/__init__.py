@@ -1,4 +1,4 @@
 """SQL behind the ledger: tables, numbered migrations, writes and queries. Only the ledger process imports it.
 
-SQLAlchemy stays below this folder, so no other process pays for it and none can touch the database.
+SQL and SQLAlchemy stay below this folder, so no other process pays for them and none can touch the database.
 """

@@ -5,6 +5,9 @@ turns into a write can fail without waiting when another ledger writes); several
 transactions are short and wait `BUSY_MS` for each other. WAL with `synchronous=FULL` fsyncs every commit. A
 transaction that may be lost in a power cut, though not with a killed process, runs with NORMAL: the next FULL commit
 makes it durable too, because the log is one file in order.
+
+What every call needs is said in SQL: importing SQLAlchemy takes longer than the whole of a call, and `fumehood run` would wait
+for it. The questions of people, which are put together from what they ask, go through SQLAlchemy, imported with the first.
 """
 
 from __future__ import annotations
@@ -13,20 +16,18 @@ import fcntl
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-from sqlalchemy import Connection, create_engine, event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.pool import StaticPool
+from typing import TYPE_CHECKING, Any
 
 from fumehood.faults import LedgerGone
 from fumehood.reasons import Reason
 from fumehood.store.migrations import migrate
 from fumehood.store.reserve import Reserve
 
-__all__ = ["Connection", "Database", "opened"]  # the ledger's loop speaks of a connection and imports no SQLAlchemy
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 FILE = "ledger.db"
 BUSY_MS = 4000
@@ -42,39 +43,71 @@ _PRAGMAS = (
 )
 
 
+class Transaction:
+    """A transaction under way. Only `Database` begins and ends one."""
+
+    def __init__(self, database: Database, conn: sqlite3.Connection) -> None:
+        """Speak for a connection that has begun."""
+        self._database = database
+        self._conn = conn
+
+    def run(self, sql: str, values: Mapping[str, Any] | tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        """One statement. The cursor's rows are tuples."""
+        return self._conn.execute(sql, values)
+
+    @property
+    def core(self) -> Connection:
+        """The same connection, inside the same transaction, through SQLAlchemy."""
+        return self._database.core()
+
+
 class Database:
     """The ledger's database. Make it with `opened`."""
 
-    def __init__(self, conn: Connection, reserve: Reserve) -> None:
+    def __init__(self, conn: sqlite3.Connection, reserve: Reserve) -> None:
         """Use a connection that nobody else uses."""
         self._conn = conn
+        self._core: Connection | None = None
+        self._faults: tuple[type[Exception], ...] = (sqlite3.Error,)
         self._durable = True
         self.reserve = reserve
 
     @contextmanager
-    def write(self, *, durable: bool) -> Iterator[Connection]:
+    def write(self, *, durable: bool) -> Iterator[Transaction]:
         """One write transaction, on disk when the body has been left (if `durable`). Raises LedgerGone."""
         if durable != self._durable:
-            cursor = self._conn.connection.cursor()
-            cursor.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            cursor.close()
+            self._conn.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}").close()
             self._durable = durable
-        with self._transaction("BEGIN IMMEDIATE") as conn:
-            yield conn
+        with self._transaction("BEGIN IMMEDIATE") as transaction:
+            yield transaction
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> Iterator[Transaction]:
         """One consistent view. Raises LedgerGone."""
-        with self._transaction("BEGIN") as conn:
-            yield conn
+        with self._transaction("BEGIN") as transaction:
+            yield transaction
 
     @contextmanager
-    def _transaction(self, begin: str) -> Iterator[Connection]:
+    def _transaction(self, begin: str) -> Iterator[Transaction]:
         try:
-            with self._conn.execution_options(begin=begin).begin():
-                yield self._conn
-        except SQLAlchemyError as error:
+            self._conn.execute(begin)
+            try:
+                yield Transaction(self, self._conn)
+                self._conn.execute("COMMIT")
+            finally:
+                if self._conn.in_transaction:
+                    self._conn.execute("ROLLBACK")
+        except self._faults as error:
             raise LedgerGone(Reason.LEDGER_UNAVAILABLE, f"the database says: {_told(error)}") from error
+
+    def core(self) -> Connection:
+        """SQLAlchemy's view of the connection, made when it is first wanted."""
+        if self._core is None:
+            from fumehood.store import core
+
+            self._core = core.guest(self._conn)
+            self._faults = (sqlite3.Error, core.SQLAlchemyError)
+        return self._core
 
 
 @contextmanager
@@ -87,34 +120,26 @@ def opened(folder: Path) -> Iterator[Database]:
         os.close(os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
         raise LedgerGone(Reason.LEDGER_UNAVAILABLE, f"{folder}: {error.strerror}") from error
-    engine = create_engine(f"sqlite+pysqlite:///{folder / FILE}", poolclass=StaticPool)
-    event.listen(engine, "connect", _prepare)
-    event.listen(engine, "begin", _begin)
     try:
-        with _alone(folder), engine.connect() as conn, conn.execution_options(begin="BEGIN IMMEDIATE").begin():
-            migrate(conn)
-        with engine.connect() as conn:
+        conn = sqlite3.connect(folder / FILE, isolation_level=None)  # we say BEGIN; its own guess would be a deferred one
+        try:
+            with _alone(folder):
+                for pragma in _PRAGMAS:
+                    conn.execute(f"PRAGMA {pragma}").close()
+                migrate(conn)
             yield Database(conn, reserve)
-    except SQLAlchemyError as error:
+        finally:
+            conn.close()
+    except sqlite3.Error as error:
         raise LedgerGone(Reason.LEDGER_UNAVAILABLE, f"{folder / FILE}: {_told(error)}") from error
     finally:
-        engine.dispose()
         reserve.close()
 
 
-def _prepare(connection: sqlite3.Connection, _record: object) -> None:
-    connection.isolation_level = None  # we say BEGIN; pysqlite's own guess would be a deferred one
-    for pragma in _PRAGMAS:
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _begin(conn: Connection) -> None:
-    conn.exec_driver_sql(conn.get_execution_options()["begin"])
-
-
-def _told(error: SQLAlchemyError) -> str:
+def _told(error: Exception) -> str:
     """SQLite's own words, without the statement and its parameters: they are a record's content."""
-    return str(error.orig) if isinstance(error, DBAPIError) else type(error).__name__
+    words = getattr(error, "orig", error)
+    return str(words) if isinstance(words, sqlite3.Error) else type(error).__name__
 
 
 def _check_folder(folder: Path) -> None:

@@ -10,58 +10,55 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
-
-from fumehood.lifecycle import State
-from fumehood.store.queries import PAGE_BYTES, PAGE_ROWS, fitting
-from fumehood.store.tables import EGRESS, EGRESS_TOTALS, IS_OPEN, RECORDS
+from fumehood.store.database import Transaction
+from fumehood.store.paging import PAGE_BYTES, PAGE_ROWS, fitting
 
 LOG_BYTES = 2**20
 # A row's own cost beside its facts: key, time, kind, and its place in the tree.
 _ROW_BYTES = 64
+_MINE = "SELECT 1 FROM records WHERE task = ? AND runtime_id = ? AND state <> 'closed'"
+_TOTALS = "SELECT entries, bytes, dropped, counters FROM egress_totals WHERE task = ?"
+_COUNT = """
+    INSERT INTO egress_totals (task, entries, bytes, dropped, counters) VALUES (:task, :entries, :bytes, :dropped, :counters)
+    ON CONFLICT (task) DO UPDATE SET entries = :entries, bytes = :bytes, dropped = :dropped, counters = :counters
+"""
+_APPEND = "INSERT INTO egress (task, seq, at, kind, facts) VALUES (?, ?, ?, ?, ?)"
+_READ = "SELECT seq, at, kind, facts FROM egress WHERE task = ? AND seq > ? ORDER BY seq"
+_OLD = "SELECT task FROM records WHERE state = 'closed' AND closed_at <= ?"
 
 
 def add_egress(
-    conn: Connection, task: str, entries: Sequence[Mapping[str, Any]], counters: Mapping[str, int], *, runtime_id: str
+    conn: Transaction, task: str, entries: Sequence[Mapping[str, Any]], counters: Mapping[str, int], *, runtime_id: str
 ) -> bool:
     """Append entries as far as there is room, and replace the counters. False when the task is not this runtime's, or closed."""
-    mine = select(RECORDS.c.task).where(RECORDS.c.task == task, RECORDS.c.runtime_id == runtime_id, IS_OPEN)
-    if conn.execute(mine).first() is None:
+    if conn.run(_MINE, (task, runtime_id)).fetchone() is None:
         return False
-    before = conn.execute(select(EGRESS_TOTALS).where(EGRESS_TOTALS.c.task == task)).first()
-    if before is None:
-        conn.execute(insert(EGRESS_TOTALS), {"task": task, "entries": 0, "bytes": 0, "dropped": 0, "counters": {}})
-    kept, used, dropped = (before.entries, before.bytes, before.dropped) if before is not None else (0, 0, 0)
-    rows: list[dict[str, Any]] = []
+    kept, used, dropped, _ = conn.run(_TOTALS, (task,)).fetchone() or (0, 0, 0, "")
     for entry in entries:
-        size = _ROW_BYTES + len(json.dumps(entry["facts"]))
+        facts = json.dumps(entry["facts"])
         # What came first is kept, and nothing after the first that did not fit: a log with holes would mislead.
-        if dropped or used + size > LOG_BYTES:
+        if dropped or used + _ROW_BYTES + len(facts) > LOG_BYTES:
             dropped += 1
             continue
-        kept, used = kept + 1, used + size
-        rows.append({"task": task, "seq": kept, "at": entry["at"], "kind": entry["kind"], "facts": entry["facts"]})
-    if rows:
-        conn.execute(insert(EGRESS), rows)
-    values = {"entries": kept, "bytes": used, "dropped": dropped, "counters": dict(counters)}
-    conn.execute(update(EGRESS_TOTALS).where(EGRESS_TOTALS.c.task == task).values(values))
+        kept, used = kept + 1, used + _ROW_BYTES + len(facts)
+        conn.run(_APPEND, (task, kept, entry["at"], entry["kind"], facts))
+    totals = {"task": task, "entries": kept, "bytes": used, "dropped": dropped, "counters": json.dumps(dict(counters))}
+    conn.run(_COUNT, totals)
     return True
 
 
-def egress_of(conn: Connection, task: str, *, after_seq: int | None) -> dict[str, Any]:
+def egress_of(conn: Transaction, task: str, *, after_seq: int | None) -> dict[str, Any]:
     """`{"entries": [...], "counters": {...}, "dropped": n, "more": bool}`, in order."""
-    totals = conn.execute(select(EGRESS_TOTALS).where(EGRESS_TOTALS.c.task == task)).first()
-    counters, dropped = ({}, 0) if totals is None else (totals.counters, totals.dropped)
-    query = select(EGRESS.c.seq, EGRESS.c.at, EGRESS.c.kind, EGRESS.c.facts).where(EGRESS.c.task == task)
-    query = query.where(EGRESS.c.seq > (after_seq or 0)).order_by(EGRESS.c.seq)
-    with conn.execute(query) as found:
-        room = PAGE_BYTES - len(json.dumps(counters))
-        page, more = fitting((dict(row) for row in found.mappings()), PAGE_ROWS, room)
-    return {"entries": page, "counters": counters, "dropped": dropped, "more": more}
+    _, _, dropped, counters = conn.run(_TOTALS, (task,)).fetchone() or (0, 0, 0, "{}")
+    rows = (
+        {"seq": seq, "at": at, "kind": kind, "facts": json.loads(facts)}
+        for seq, at, kind, facts in conn.run(_READ, (task, after_seq or 0))
+    )
+    page, more = fitting(rows, PAGE_ROWS, PAGE_BYTES - len(counters))
+    return {"entries": page, "counters": json.loads(counters), "dropped": dropped, "more": more}
 
 
-def prune_egress(conn: Connection, before_s: float) -> int:
+def prune_egress(conn: Transaction, before_s: float) -> int:
     """Forget the logs of records that were closed by then; how many tasks'."""
-    old = select(RECORDS.c.task).where(RECORDS.c.state == State.CLOSED.value, RECORDS.c.closed_at <= before_s)
-    conn.execute(delete(EGRESS).where(EGRESS.c.task.in_(old)))
-    return conn.execute(delete(EGRESS_TOTALS).where(EGRESS_TOTALS.c.task.in_(old))).rowcount
+    conn.run(f"DELETE FROM egress WHERE task IN ({_OLD})", (before_s,))  # noqa: S608 - a query of ours
+    return conn.run(f"DELETE FROM egress_totals WHERE task IN ({_OLD})", (before_s,)).rowcount  # noqa: S608 - as above

@@ -7,7 +7,7 @@ surprise on read.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection
+import sqlite3
 
 from fumehood.faults import LedgerGone
 from fumehood.reasons import Reason
@@ -82,17 +82,18 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
 VERSION = max(MIGRATIONS)
 
 
-def schema_version(conn: Connection) -> int:
-    """The number in the database; 0 for an empty one."""
-    return int(conn.exec_driver_sql("PRAGMA user_version").scalar_one())
-
-
-def migrate(conn: Connection) -> None:
-    """Bring the database to `VERSION`. Raises LedgerGone with `state_newer`. Call it inside one transaction."""
-    found = schema_version(conn)
-    if found > VERSION:
-        raise LedgerGone(Reason.STATE_NEWER, f"the ledger's schema is {found} and this fumehood knows {VERSION}")
-    for number in range(found + 1, VERSION + 1):
-        for statement in MIGRATIONS[number]:
-            conn.exec_driver_sql(statement)
-        conn.exec_driver_sql(f"PRAGMA user_version = {number:d}")
+def migrate(conn: sqlite3.Connection) -> None:
+    """Bring the database to `VERSION`. Raises LedgerGone with `state_newer`, sqlite3.Error."""
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        found = int(conn.execute("PRAGMA user_version").fetchone()[0])
+        if found > VERSION:
+            raise LedgerGone(Reason.STATE_NEWER, f"the ledger's schema is {found} and this fumehood knows {VERSION}")
+        for number in range(found + 1, VERSION + 1):
+            for statement in MIGRATIONS[number]:
+                conn.execute(statement)
+            conn.execute(f"PRAGMA user_version = {number:d}")
+        conn.execute("COMMIT")
+    finally:
+        if conn.in_transaction:
+            conn.execute("ROLLBACK")

@@ -1,46 +1,24 @@
-"""What the ledger is asked. Each answer is JSON and fits one message: lists come in pages.
+"""What people ask the ledger. Each answer is JSON and fits one message: lists come in pages.
 
-Each function runs inside `Database.read`. Records are named in the order of their task ids, which sort by time.
+Each function runs inside `Database.read`. Records are named in the order of their task ids, which sort by time. Importing this
+imports SQLAlchemy; what our own processes ask in the course of a call is in `lookups.py`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, select
+from sqlalchemy import ColumnElement, RowMapping, select
 
 from fumehood.lifecycle import State
+from fumehood.store.database import Transaction
+from fumehood.store.paging import PAGE_BYTES, PAGE_ROWS, fitting
 from fumehood.store.tables import EVENTS, IS_OPEN, RECORDS, USAGE
 
-# A message is at most 192 KiB; what surrounds a page needs little of the rest.
-PAGE_BYTES = 160 * 1024
-PAGE_ROWS = 500
-OPEN_ROWS = 300
-_OWNER = (
-    *("tenant", "sender", "sender_uid", "runtime_id", "front_door", "state", "result", "reason"),
-    *("opened_at", "closed_at"),
-)
 _LONG = ("readback", "teardown", "files")
-
-
-def open_tasks(conn: Connection, *, runtime_id: str | None, after_task: str | None) -> list[dict[str, Any]]:
-    """Records that are not closed, oldest first, at most `OPEN_ROWS`: who owes them an end, and which box they had."""
-    names = ("task", "runtime_id", "boot_id", "engine", "container")
-    query = select(*(RECORDS.c[name] for name in names)).where(IS_OPEN).order_by(RECORDS.c.task).limit(OPEN_ROWS)
-    if runtime_id is not None:
-        query = query.where(RECORDS.c.runtime_id == runtime_id)
-    if after_task is not None:
-        query = query.where(RECORDS.c.task > after_task)
-    return [dict(row) for row in conn.execute(query).mappings()]
-
-
-def runtimes_open(conn: Connection) -> list[str]:
-    """Runtimes that have open records."""
-    query = select(RECORDS.c.runtime_id).where(IS_OPEN).distinct().order_by(RECORDS.c.runtime_id).limit(PAGE_ROWS)
-    return list(conn.execute(query).scalars())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +48,7 @@ _TESTS: dict[str, Callable[[Any], ColumnElement[bool]]] = {
 }
 
 
-def tasks(conn: Connection, wanted: Wanted) -> dict[str, Any]:
+def tasks(conn: Transaction, wanted: Wanted) -> dict[str, Any]:
     """`{"tasks": [...], "more": bool}`, newest first; ask again with `before_task` of the last one."""
     limit = max(1, min(wanted.limit, PAGE_ROWS))
     columns = [column for column in RECORDS.c if column.name not in _LONG]
@@ -78,58 +56,32 @@ def tasks(conn: Connection, wanted: Wanted) -> dict[str, Any]:
     for name, test in _TESTS.items():
         if (value := getattr(wanted, name)) is not None:
             query = query.where(test(value))
-    with conn.execute(query) as found:  # read as far as the page goes
+    with conn.core.execute(query) as found:  # read as far as the page goes
         page, more = fitting((as_json(row) for row in found.mappings()), limit, PAGE_BYTES)
     return {"tasks": page, "more": more}
 
 
-def tasks_named(conn: Connection, prefix: str) -> list[str]:
+def tasks_named(conn: Transaction, prefix: str) -> list[str]:
     """Up to two task ids that begin with `prefix`."""
     # "{" follows "z", the last letter of a task id: a range, because LIKE would not use the index.
     query = select(RECORDS.c.task).where(RECORDS.c.task >= prefix, RECORDS.c.task < prefix + "{")
-    return list(conn.execute(query.order_by(RECORDS.c.task).limit(2)).scalars())
+    return list(conn.core.execute(query.order_by(RECORDS.c.task).limit(2)).scalars())
 
 
-def task(conn: Connection, name: str, *, after_seq: int | None) -> dict[str, Any]:
+def task(conn: Transaction, name: str, *, after_seq: int | None) -> dict[str, Any]:
     """`{"record": {...} | None, "events": [...], "more": bool}`; the record comes with the first page only."""
     record, room = None, PAGE_BYTES
     if after_seq is None:
-        record = as_json(conn.execute(select(RECORDS).where(RECORDS.c.task == name)).mappings().one())
+        record = as_json(conn.core.execute(select(RECORDS).where(RECORDS.c.task == name)).mappings().one())
         room -= len(json.dumps(record))
     query = select(EVENTS.c.seq, EVENTS.c.at, EVENTS.c.state, EVENTS.c.facts).where(EVENTS.c.task == name)
     query = query.where(EVENTS.c.seq > (after_seq or 0)).order_by(EVENTS.c.seq)
-    with conn.execute(query) as found:
+    with conn.core.execute(query) as found:
         page, more = fitting((dict(row) for row in found.mappings()), PAGE_ROWS, room)
     return {"record": record, "events": page, "more": more}
-
-
-def owner(conn: Connection, name: str) -> dict[str, Any] | None:
-    """Whose call it was and how it went, as far as what is kept of it is concerned; None when there is no record."""
-    found = conn.execute(select(*(RECORDS.c[column] for column in _OWNER)).where(RECORDS.c.task == name)).mappings().first()
-    return None if found is None else dict(found)
-
-
-def known(conn: Connection, names: Sequence[str]) -> list[str]:
-    """Those of these tasks that have records."""
-    found: list[str] = []
-    for start in range(0, len(names), PAGE_ROWS):
-        query = select(RECORDS.c.task).where(RECORDS.c.task.in_(names[start : start + PAGE_ROWS]))
-        found += conn.execute(query).scalars()
-    return found
 
 
 def as_json(row: RowMapping) -> dict[str, Any]:
     """A record as machines read it: usage grouped, the rest by column."""
     record = {name: value for name, value in row.items() if name not in (*USAGE, "timings")}
     return {**record, "usage": {name: row[name] for name in USAGE}, "timings_ms": row["timings"]}
-
-
-def fitting(rows: Iterable[Mapping[str, Any]], most: int, room: int) -> tuple[list[Mapping[str, Any]], bool]:
-    """As many rows as fit `room` bytes, and whether there are more. ASCII JSON is never shorter than what is sent."""
-    page: list[Mapping[str, Any]] = []
-    for row in rows:
-        room -= len(json.dumps(row)) + 1
-        if room < 0 or len(page) == most:
-            return page, True
-        page.append(row)
-    return page, False

@@ -8,37 +8,20 @@ transaction): they say whether they did it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Insert,
-    Update,
-    bindparam,
-    func,
-    insert,
-    literal_column,
-    select,
-    update,
-)
-
 from fumehood.lifecycle import NEXT, State
-from fumehood.model import Result
+from fumehood.model import Result, Usage
 from fumehood.reasons import Reason
-from fumehood.store.tables import EVENTS, IS_OPEN, RECORDS, USAGE
+from fumehood.store.database import Transaction
 
 # A call makes about a dozen events. A worker that was taken over must not fill the disk through one task.
 EVENTS_OF_A_TASK = 64
 # Of what becomes a column: an engine, a container, a digest.
 NAME_CHARS = 256
-
-_BEFORE: dict[State, tuple[str, ...]] = {
-    state: tuple(sorted({before.value for (before, _), after in NEXT.items() if after is state})) for state in State
-}
-
 
 def _named(fact: str) -> Callable[[Mapping[str, Any]], str | None]:
     """A short text among the facts, or None."""
@@ -55,16 +38,9 @@ _COLUMNS: dict[State, dict[str, Callable[[Mapping[str, Any]], Any]]] = {
     State.VERIFIED: {"image_digest": _named("image_digest")},
     State.DECIDED: {"rule": _named("rule")},
     State.MADE: {"engine": _named("engine"), "container": _named("container"), "init_digest": _named("init")},
-    State.RUNNING: {"readback": lambda facts: facts.get("readback")},
-    State.REMOVED: {"teardown": lambda facts: {name: value for name, value in facts.items() if name != "ms"}},
+    State.RUNNING: {"readback": lambda facts: _json(facts.get("readback"))},
+    State.REMOVED: {"teardown": lambda facts: _json({name: value for name, value in facts.items() if name != "ms"})},
 }
-# Columns that come with the outcome.
-_OUTCOME = (
-    *("state", "closed_at", "result", "reason", "detail", "exit_code", "signal"),
-    *USAGE,
-    *("stdout_bytes", "stderr_bytes", "stdout_truncated", "stderr_truncated"),
-    *("files", "files_total", "pending", "timings"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,128 +52,100 @@ class Step:
     facts: Mapping[str, Any]
 
 
-class _Prepared:
-    """A statement as SQL and the order of its values, made at its first run.
-
-    A call runs about twenty of these: SQLAlchemy takes longer to look up and bind what it has compiled than SQLite to run it.
-    """
-
-    def __init__(self, statement: Insert | Update, *, columns: bool = False) -> None:
-        """With `columns`, the columns of an insert are those that its first run has values for."""
-        self._statement = statement
-        self._columns = columns
-        self._sql = ""
-        self._binds: list[tuple[str, bool, Any, Callable[[Any], Any] | None]] = []
-
-    def run(self, conn: Connection, values: Mapping[str, Any]) -> bool:
-        """Whether exactly one row was changed."""
-        if not self._sql:
-            self._prepare(conn, list(values))
-        row = tuple(
-            value if process is None else process(value)
-            for value, process in (
-                (values[name] if required else fixed, process) for name, required, fixed, process in self._binds
-            )
-        )
-        return conn.exec_driver_sql(self._sql, row).rowcount == 1
-
-    def _prepare(self, conn: Connection, names: list[str]) -> None:
-        made = self._statement.compile(dialect=conn.dialect, column_keys=names if self._columns else None)
-        for name in made.positiontup or ():
-            bind = made.binds[name]
-            process = bind.type.dialect_impl(conn.dialect).bind_processor(conn.dialect)
-            self._binds.append((name, bind.required, bind.value, process))
-        self._sql = str(made)
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)
 
 
-def _kept(column: str) -> ColumnElement[Any]:
-    """The new value where there is one: a call that is resumed has its read-back already."""
-    return func.coalesce(bindparam(column, type_=RECORDS.c[column].type), RECORDS.c[column])
+# The names put into these are columns of ours, never what a caller sent.
+def _insert(*columns: str) -> str:
+    values = ", ".join(f":{column}" for column in columns)
+    return f"INSERT OR IGNORE INTO records ({', '.join(columns)}) VALUES ({values})"  # noqa: S608 - as above
 
 
-_OPEN = _Prepared(insert(RECORDS).prefix_with("OR IGNORE"), columns=True)
-_IS_MINE = (RECORDS.c.task == bindparam("of_task"), RECORDS.c.runtime_id == bindparam("of_runtime"))
-_MOVE = {
-    state: _Prepared(
-        update(RECORDS)
-        .where(*_IS_MINE, RECORDS.c.state.in_([literal_column(f"'{name}'") for name in before]))
-        .values(state=state.value, **{column: _kept(column) for column in _COLUMNS.get(state, {})})
-    )
-    for state, before in _BEFORE.items()
-    if before
-}
-_CLOSE = _Prepared(
-    update(RECORDS)
-    .where(*_IS_MINE, IS_OPEN)
-    .values(
-        # What an event told earlier stays, unless the outcome knows better.
-        **{name: func.coalesce(bindparam(name), RECORDS.c[name]) for name in ("engine", "container", "rule")},
-        **{name: bindparam(name) for name in _OUTCOME},
-    )
+def _move(to: State) -> str | None:
+    """Moves a runtime's own record to a state, from one that it may follow."""
+    before = sorted({f"'{state.value}'" for (state, _), after in NEXT.items() if after is to})
+    # A call that is resumed has its read-back already: a new value counts only where there is one.
+    columns = "".join(f", {column} = coalesce(:{column}, {column})" for column in _COLUMNS.get(to, {}))
+    return (
+        f"UPDATE records SET state = '{to.value}'{columns} "  # noqa: S608 - as above
+        f"WHERE task = :task AND runtime_id = :runtime_id AND state IN ({', '.join(before)})"
+    ) if before else None  # fmt: skip
+
+
+def _close(*columns: str) -> str:
+    # What an event told earlier stays, unless the outcome knows better.
+    kept = [f"{column} = coalesce(:{column}, {column})" for column in ("engine", "container", "rule")]
+    changes = ", ".join((*kept, *(f"{column} = :{column}" for column in columns)))
+    return f"UPDATE records SET {changes} WHERE task = :task AND runtime_id = :runtime_id AND state <> 'closed'"  # noqa: S608
+
+
+_OPEN = _insert(
+    *("task", "tenant", "sender", "sender_uid", "runtime_id", "boot_id", "front_door", "tool", "session", "command"),
+    *("profile", "profile_digest", "image", "state", "detail", "opened_at"),
 )
-_LOSE = _Prepared(
-    update(RECORDS)
-    .where(RECORDS.c.task == bindparam("of_task"), IS_OPEN)
-    .values(
-        state=State.CLOSED.value,
-        closed_at=bindparam("closed_at"),
-        result=Result.LOST.value,
-        reason=Reason.RUNTIME_DIED.value,
-    )
+_MOVE = {state: sql for state in State if (sql := _move(state)) is not None}
+_CLOSE = _close(
+    *("state", "closed_at", "result", "reason", "detail", "exit_code", "signal"),
+    *(field.name for field in fields(Usage)),
+    *("stdout_bytes", "stderr_bytes", "stdout_truncated", "stderr_truncated"),
+    *("files", "files_total", "pending", "timings"),
 )
-_COUNT = select(func.coalesce(func.max(EVENTS.c.seq), 0).label("seq")).where(EVENTS.c.task == bindparam("of_task"))
-_SEEN = _COUNT.subquery()
-_APPEND = _Prepared(
-    insert(EVENTS).from_select(
-        ["task", "seq", "at", "state", "facts"],
-        select(
-            bindparam("of_task", type_=EVENTS.c.task.type),
-            _SEEN.c.seq + 1,
-            bindparam("at", type_=EVENTS.c.at.type),
-            bindparam("state", type_=EVENTS.c.state.type),
-            bindparam("facts", type_=EVENTS.c.facts.type),
-        ).where(_SEEN.c.seq < bindparam("most", type_=EVENTS.c.seq.type)),
-    )
-)
+_LOSE = """
+    UPDATE records SET state = 'closed', closed_at = :closed_at, result = :result, reason = :reason
+    WHERE task = :task AND state <> 'closed'
+"""
+_APPEND = """
+    INSERT INTO events (task, seq, at, state, facts)
+    SELECT :task, seen.seq + 1, :at, :state, :facts
+    FROM (SELECT coalesce(max(seq), 0) AS seq FROM events WHERE task = :task) AS seen
+    WHERE seen.seq < :most
+"""
 
 
-def open_record(conn: Connection, fields: Mapping[str, Any], *, runtime_id: str, boot_id: str, at_s: float) -> bool:
+def open_record(conn: Transaction, given: Mapping[str, Any], *, runtime_id: str, boot_id: str, at_s: float) -> bool:
     """Write a call's record. False when the task already has one."""
-    row = {**fields, "runtime_id": runtime_id, "boot_id": boot_id, "state": State.OPEN.value, "opened_at": at_s}
-    if not _OPEN.run(conn, {"detail": "", **row}):
+    row = {**given, "runtime_id": runtime_id, "boot_id": boot_id, "state": State.OPEN.value, "opened_at": at_s}
+    if not _changed(conn, _OPEN, {"detail": "", **row}):
         return False
-    _append(conn, fields["task"], Step(State.OPEN, at_s, {}))
-    return True
+    return _append(conn, given["task"], Step(State.OPEN, at_s, {}))
 
 
-def add_event(conn: Connection, task: str, step: Step, *, runtime_id: str) -> bool:
+def add_event(conn: Transaction, task: str, step: Step, *, runtime_id: str) -> bool:
     """Move a record one step. False when it is not ours, not open, or may not go there from where it is."""
     move = _MOVE.get(step.state)
     if move is None:
         return False
     changes = {column: of(step.facts) for column, of in _COLUMNS.get(step.state, {}).items()}
-    if not move.run(conn, {"of_task": task, "of_runtime": runtime_id, **changes}):
+    if not _changed(conn, move, {"task": task, "runtime_id": runtime_id, **changes}):
         return False
     return _append(conn, task, step)
 
 
-def close_record(conn: Connection, task: str, fields: Mapping[str, Any], *, runtime_id: str, at_s: float) -> bool:
+def close_record(conn: Transaction, task: str, given: Mapping[str, Any], *, runtime_id: str, at_s: float) -> bool:
     """Close a record of this runtime. False when it has no such open record."""
-    values = {**fields, "state": State.CLOSED.value, "closed_at": at_s, "of_task": task, "of_runtime": runtime_id}
-    if not _CLOSE.run(conn, values):
+    told = {"files": _json(given["files"]), "timings": _json(given["timings"])}
+    values = {**given, **told, "state": State.CLOSED.value, "closed_at": at_s, "task": task, "runtime_id": runtime_id}
+    if not _changed(conn, _CLOSE, values):
         return False
     return _append(conn, task, Step(State.CLOSED, at_s, {}))
 
 
-def close_lost(conn: Connection, task: str, facts: Mapping[str, Any], *, at_s: float) -> bool:
+def close_lost(conn: Transaction, task: str, facts: Mapping[str, Any], *, at_s: float) -> bool:
     """Close the record of a call whose runtime died. False when it is no longer open."""
-    if not _LOSE.run(conn, {"of_task": task, "closed_at": at_s}):
+    how = {"result": Result.LOST.value, "reason": Reason.RUNTIME_DIED.value}
+    if not _changed(conn, _LOSE, {"task": task, "closed_at": at_s, **how}):
         return False
     return _append(conn, task, Step(State.CLOSED, at_s, facts))
 
 
-def _append(conn: Connection, task: str, step: Step) -> bool:
+def _append(conn: Transaction, task: str, step: Step) -> bool:
     # The end of a call always finds room.
     most = EVENTS_OF_A_TASK + (step.state is State.CLOSED)
-    row = {"of_task": task, "at": step.at_s, "state": step.state.value, "facts": step.facts, "most": most}
-    return _APPEND.run(conn, row)
+    row = {"task": task, "at": step.at_s, "state": step.state.value, "facts": _json(step.facts), "most": most}
+    return _changed(conn, _APPEND, row)
+
+
+def _changed(conn: Transaction, sql: str, values: Mapping[str, Any]) -> bool:
+    """Whether exactly one row was changed."""
+    return conn.run(sql, values).rowcount == 1

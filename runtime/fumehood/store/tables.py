@@ -93,51 +93,5 @@ EVENTS = Table(
     Column("facts", JSON, nullable=False),
 )
 
-# One credential's life (rule 19). `handle` is what revokes it even if the answer to its issue was lost, and holds no secret; `sealed`
-# is what else revoking it takes, readable with the sweep key alone; `claimed_at` is the last time that a sweeper took or tried it.
-LEASES = Table(
-    "leases",
-    METADATA,
-    Column("lease", String, primary_key=True),
-    Column("task", String, nullable=False),
-    Column("runtime_id", String, nullable=False),
-    Column("credential", String, nullable=False),
-    Column("provider", String, nullable=False),
-    Column("handle", JSON, nullable=False),
-    Column("sealed", String),
-    Column("facts", JSON(none_as_null=True)),
-    Column("state", String, nullable=False),
-    Column("opened_at", Float, nullable=False),
-    Column("issued_at", Float),
-    Column("closed_at", Float),
-    Column("until", Float),
-    Column("tries", Integer, nullable=False),
-    Column("error", String),
-    Column("proof", JSON(none_as_null=True)),
-    Column("claimed_by", String),
-    Column("claimed_at", Float),
-)
-
-EGRESS = Table(
-    "egress",
-    METADATA,
-    Column("task", String, primary_key=True),
-    Column("seq", Integer, primary_key=True),
-    Column("at", Float, nullable=False),
-    Column("kind", String, nullable=False),
-    Column("facts", JSON, nullable=False),
-)
-
-# What of a task's egress log is kept and what was only counted (rule 18), and the counters of its gate.
-EGRESS_TOTALS = Table(
-    "egress_totals",
-    METADATA,
-    Column("task", String, primary_key=True),
-    Column("entries", Integer, nullable=False),
-    Column("bytes", Integer, nullable=False),
-    Column("dropped", Integer, nullable=False),
-    Column("counters", JSON, nullable=False),
-)
-
 # Written out, not bound: SQLite uses a partial index only for a condition that it can read when it plans.
 IS_OPEN = RECORDS.c.state != literal_column(f"'{State.CLOSED.value}'")

@@ -228,3 +228,66 @@ def closing_all() -> Iterator[list[int]]:
         yield opened
     finally:
         wire.close_all(opened)
+
+
+PLACE = {"v4": "198.18.0.2", "v6": "fd53::2", "port": 443}
+ANYWHERE = {"v4": None, "v6": None, "port": 443}
+
+
+def test_listeners_arrive_as_they_were_asked_for() -> None:
+    listens = requests.listens_of({"listen": [PLACE, {**ANYWHERE, "port": 80}]})
+    assert [(each.v4, each.v6, each.port) for each in listens] == [("198.18.0.2", "fd53::2", 443), (None, None, 80)]
+    assert requests.listens_of({"listen": []}) == ()
+
+
+@pytest.mark.parametrize(
+    "listen",
+    [
+        None, {}, [None], [{}], [{**PLACE, "port": 0}], [{**PLACE, "port": 65536}], [{**PLACE, "port": True}], [{**PLACE, "port": "443"}],
+        [{**PLACE, "port": 53}], [{**ANYWHERE, "port": 53}], [{**PLACE, "v4": None}], [{**PLACE, "v6": None}], [{**PLACE, "v4": "127.0.0.1"}],
+        [{**PLACE, "v4": "198.17.255.255"}], [{**PLACE, "v4": "198.20.0.0"}], [{**PLACE, "v4": "198.18.2"}], [{**PLACE, "v4": "fd53::2"}],
+        [{**PLACE, "v4": 3323068418}], [{**PLACE, "v4": "198.18.0.2\0"}], [{**PLACE, "v6": "::1"}], [{**PLACE, "v6": "fd53:0:1::2"}],
+        [{**PLACE, "v6": "FD53::2"}], [{**PLACE, "v6": "fd53::2%lo"}], [{**PLACE, "v6": "::ffff:198.18.0.2"}], [PLACE, PLACE],
+        [PLACE, {**PLACE, "v6": "fd53::3"}], [PLACE, ANYWHERE], [ANYWHERE, ANYWHERE], [{**ANYWHERE, "port": port} for port in range(100, 161)],
+    ],
+)  # fmt: skip
+def test_a_gate_that_is_not_one_is_refused(listen: object) -> None:
+    with pytest.raises(Refused) as refused:
+        requests.listens_of({"listen": listen})
+    assert refused.value.reason is Reason.BAD_REQUEST
+
+
+def file(name: str = "secrets/key", size_bytes: object = 3, over: object = None) -> dict[str, object]:
+    return {"name": name, "size_bytes": size_bytes, "over": over}
+
+
+def test_files_arrive_as_they_were_told() -> None:
+    (told,) = requests.files_of({"files": [file("fumehood/ca.pem", 7, "/etc/ssl/cert.pem")]})
+    assert (told.name, told.size_bytes, told.over) == ("fumehood/ca.pem", 7, "/etc/ssl/cert.pem")
+    assert requests.files_of({}) == ()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        None, {}, [None], [file("key")], [file("secrets/")], [file("secrets/../x")], [file("/run/secrets/x")], [file("secrets/.ssh")],
+        [file("secrets//x")], [file("secrets/x\0")], [file("secrets/x\n")], [file("etc/passwd")], [file("secrets/" + "x" * 65)],
+        [file("secrets/a/b/c/d/e")], [file(size_bytes=-1)], [file(size_bytes=2**22 + 1)], [file(size_bytes=1.5)],
+        [file(over="/etc/passwd")], [file(over="/etc/ssl/../passwd")], [file(over=7)], [file(), file()], [file("secrets/a"), file("secrets/a/b")],
+        [file("secrets/a", over="/etc/ssl/cert.pem"), file("secrets/b", over="/etc/ssl/cert.pem")],
+        [file("secrets/a", 2**21), file("secrets/b", 2**21), file("secrets/c", 1)], [file(f"secrets/{n}", 0) for n in range(65)],
+    ],
+)  # fmt: skip
+def test_a_file_that_could_land_elsewhere_or_be_too_long_is_refused(files: object) -> None:
+    with pytest.raises(Refused) as refused:
+        requests.files_of({"files": files})
+    assert refused.value.reason is Reason.BAD_REQUEST
+
+
+@given(values, values)
+def test_whatever_is_asked_of_a_network_or_of_files_is_refused_or_well_formed(listen: object, files: object) -> None:
+    for ask in (lambda: requests.listens_of({"listen": listen}), lambda: requests.files_of({"files": files})):
+        try:
+            assert isinstance(ask(), tuple)
+        except Refused:
+            pass

@@ -6,6 +6,8 @@ import os
 import re
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,7 +82,7 @@ def test_migrations_are_numbered_from_one_without_a_gap() -> None:
 
 def test_the_migrated_schema_is_what_the_queries_expect(database: Database) -> None:
     with database.read() as conn:
-        found = inspect(conn)
+        found = inspect(conn.core)
         for table in METADATA.sorted_tables:
             columns = {column["name"]: bool(column["nullable"]) for column in found.get_columns(table.name)}
             assert columns == {column.name: bool(column.nullable) for column in table.columns}
@@ -103,24 +105,24 @@ def test_opening_twice_keeps_what_was_written(folder: Path) -> None:
     with opened(folder) as database:
         task = open_one(database)
     with opened(folder) as database, database.read() as conn:
-        assert conn.exec_driver_sql("SELECT task FROM records").scalars().all() == [task]
+        assert conn.run("SELECT task FROM records").fetchall() == [(task,)]
 
 
 def test_commits_are_fsynced_in_a_write_ahead_log(database: Database) -> None:
     with database.write(durable=False):
         pass
     with database.write(durable=True) as conn:
-        assert conn.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
-        assert conn.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert conn.run("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert conn.run("PRAGMA synchronous").fetchone() == (2,)
     with database.write(durable=False) as conn:
-        assert conn.exec_driver_sql("PRAGMA synchronous").scalar() == 1
+        assert conn.run("PRAGMA synchronous").fetchone() == (1,)
 
 
 def test_a_full_database_takes_no_record_and_keeps_the_others(database: Database) -> None:
     first = open_one(database)
     with database.read() as conn:
-        pages = conn.exec_driver_sql("PRAGMA page_count").scalar_one()
-        conn.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        (pages,) = conn.run("PRAGMA page_count").fetchone()
+        conn.run(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(LedgerGone) as gone:  # noqa: PT012 - which of them finds it full depends on the page size
         for _ in range(200):
             open_one(database)
@@ -132,7 +134,7 @@ def test_a_full_database_takes_no_record_and_keeps_the_others(database: Database
 
 def test_a_database_that_may_not_be_written_takes_no_record(database: Database) -> None:
     with database.read() as conn:
-        conn.exec_driver_sql("PRAGMA query_only = ON")
+        conn.run("PRAGMA query_only = ON")
     with pytest.raises(LedgerGone) as gone:
         open_one(database)
     assert gone.value.reason is Reason.LEDGER_UNAVAILABLE
@@ -149,8 +151,24 @@ def test_garbage_in_place_of_the_database_is_told(folder: Path) -> None:
 
 def test_an_error_does_not_quote_what_was_to_be_written(database: Database) -> None:
     with pytest.raises(LedgerGone) as gone, database.write(durable=True) as conn:
-        conn.exec_driver_sql("INSERT INTO records (task) VALUES (?)", ("a secret",))
+        conn.run("INSERT INTO records (task) VALUES (?)", ("a secret",))
     assert "secret" not in gone.value.detail
+
+
+def test_sqlalchemy_is_a_guest_in_a_transaction_that_it_cannot_end(database: Database) -> None:
+    with pytest.raises(LedgerGone) as gone, database.write(durable=True) as conn:  # noqa: PT012 - its end is what fails
+        assert records.open_record(conn, opening(call()), runtime_id="r", boot_id="b", at_s=1.0)
+        assert conn.core.exec_driver_sql("SELECT count(*) FROM records").scalar() == 1
+        conn.core.commit()
+        conn.core.exec_driver_sql("INSERT INTO records (task) VALUES (?)", ("a secret",))
+    assert gone.value.detail == "the database says: NOT NULL constraint failed: records.tenant"
+    with database.read() as conn:
+        assert conn.core.exec_driver_sql("SELECT count(*) FROM records").scalar() == 0
+
+
+def test_a_ledger_that_is_asked_for_no_list_imports_no_sqlalchemy() -> None:
+    code = "import sys, fumehood.ledger.serve; sys.exit('sqlalchemy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_space_is_set_aside_and_given_back(database: Database, folder: Path) -> None:

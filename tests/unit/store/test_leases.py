@@ -7,63 +7,62 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
 
 from fakes import call, new_task
 from fumehood.evidence.client import closing, opening
 from fumehood.model import Outcome, Result
 from fumehood.store import egress, leases, records
-from fumehood.store.database import opened
+from fumehood.store.database import Transaction, opened
 from fumehood.store.leases import CLAIM_S, LEASES_OF_A_TASK
 
 NOW = 1_000.0
 
 
 @pytest.fixture
-def conn(tmp_path: Path) -> Iterator[Connection]:
+def conn(tmp_path: Path) -> Iterator[Transaction]:
     with opened(tmp_path / "ledger") as database, database.write(durable=False) as found:
         yield found
 
 
-def opened_task(conn: Connection, runtime: str = "r1") -> str:
+def opened_task(conn: Transaction, runtime: str = "r1") -> str:
     one = call()
     assert records.open_record(conn, opening(one), runtime_id=runtime, boot_id="b", at_s=1.0)
     return one.task
 
 
-def close_task(conn: Connection, task: str, at_s: float = 2.0) -> None:
+def close_task(conn: Transaction, task: str, at_s: float = 2.0) -> None:
     fields = closing(Outcome(task=task, result=Result.OK))
     del fields["task"]
     assert records.close_record(conn, task, fields, runtime_id="r1", at_s=at_s)
 
 
-def open_lease(conn: Connection, task: str, runtime: str = "r1") -> str | None:
+def open_lease(conn: Transaction, task: str, runtime: str = "r1") -> str | None:
     lease = new_task()
     fields = {"lease": lease, "task": task, "credential": "c", "provider": "p", "handle": {"role": "x"}, "until": 9.0}
     return lease if leases.open_lease(conn, fields, runtime_id=runtime, at_s=NOW) else None
 
 
-def issue(conn: Connection, lease: str | None, runtime: str = "r1", sealed: str | None = None) -> bool:
+def issue(conn: Transaction, lease: str | None, runtime: str = "r1", sealed: str | None = None) -> bool:
     fields = {"lease": lease, "until": 8.0, "sealed": sealed, "facts": {"a": 1}}
     return leases.issue_lease(conn, fields, runtime_id=runtime, at_s=NOW + 1)
 
 
-def close(conn: Connection, lease: str | None, runtime: str = "r1", error: str | None = None, at_s: float = NOW + 2) -> bool:
+def close(conn: Transaction, lease: str | None, runtime: str = "r1", error: str | None = None, at_s: float = NOW + 2) -> bool:
     revoked = {"gone": True, "asked": "DELETE", "answer": "204"} if error is None else None
     return leases.close_lease(conn, {"lease": lease, "revoked": revoked, "error": error}, runtime_id=runtime, at_s=at_s)
 
 
-def listed(conn: Connection, **wanted: Any) -> list[dict[str, Any]]:
+def listed(conn: Transaction, **wanted: Any) -> list[dict[str, Any]]:
     page = leases.leases(conn, **{"task": None, "state": None, "after": None, "limit": 500, **wanted})
     return [dict(row) for row in page["leases"]]
 
 
-def claim(conn: Connection, runtime: str = "r2", at_s: float = NOW, **wanted: Any) -> list[str]:
+def claim(conn: Transaction, runtime: str = "r2", at_s: float = NOW, **wanted: Any) -> list[str]:
     fields = {"lease": None, "task": None, "after": None, "orphaned": True, "limit": 16, **wanted}
     return [one.lease for one in leases.claim_leases(conn, **fields, runtime_id=runtime, at_s=at_s)]
 
 
-def test_a_lease_goes_from_opened_over_issued_to_closed_and_keeps_its_proof(conn: Connection) -> None:
+def test_a_lease_goes_from_opened_over_issued_to_closed_and_keeps_its_proof(conn: Transaction) -> None:
     task = opened_task(conn)
     lease = open_lease(conn, task)
     assert issue(conn, lease, sealed="jwe")
@@ -77,10 +76,10 @@ def test_a_lease_goes_from_opened_over_issued_to_closed_and_keeps_its_proof(conn
     (row,) = listed(conn)
     assert (row["state"], row["tries"], row["closed_at"]) == ("closed", 2, NOW + 2)
     assert row["proof"] == {"gone": True, "asked": "DELETE", "answer": "204", "at": NOW + 2}
-    assert conn.exec_driver_sql("SELECT sealed FROM leases").scalar_one() is None
+    assert conn.run("SELECT sealed FROM leases").fetchall() == [(None,)]
 
 
-def test_only_its_own_runtime_opens_issues_and_closes_a_lease(conn: Connection) -> None:
+def test_only_its_own_runtime_opens_issues_and_closes_a_lease(conn: Transaction) -> None:
     task = opened_task(conn)
     assert open_lease(conn, task, runtime="r2") is None
     assert open_lease(conn, new_task()) is None
@@ -92,7 +91,7 @@ def test_only_its_own_runtime_opens_issues_and_closes_a_lease(conn: Connection) 
     assert open_lease(conn, task) is None
 
 
-def test_what_a_living_call_holds_is_not_swept_and_what_a_closed_one_left_is(conn: Connection) -> None:
+def test_what_a_living_call_holds_is_not_swept_and_what_a_closed_one_left_is(conn: Transaction) -> None:
     task = opened_task(conn)
     lease = open_lease(conn, task)
     assert claim(conn) == []
@@ -102,7 +101,7 @@ def test_what_a_living_call_holds_is_not_swept_and_what_a_closed_one_left_is(con
     assert claim(conn, at_s=NOW + 10_000) == []
 
 
-def test_of_two_sweepers_one_has_the_claim_until_it_lapses(conn: Connection) -> None:
+def test_of_two_sweepers_one_has_the_claim_until_it_lapses(conn: Transaction) -> None:
     task = opened_task(conn)
     lease = open_lease(conn, task)
     close_task(conn, task)
@@ -115,7 +114,7 @@ def test_of_two_sweepers_one_has_the_claim_until_it_lapses(conn: Connection) -> 
     assert close(conn, lease, runtime="r3")
 
 
-def test_a_try_that_failed_is_not_repeated_at_once_and_the_pause_grows(conn: Connection) -> None:
+def test_a_try_that_failed_is_not_repeated_at_once_and_the_pause_grows(conn: Transaction) -> None:
     task = opened_task(conn)
     lease = open_lease(conn, task)
     close_task(conn, task)
@@ -134,7 +133,7 @@ def test_a_try_that_failed_is_not_repeated_at_once_and_the_pause_grows(conn: Con
     assert claim(conn, at_s=at_s - 600, orphaned=False) == [lease]  # an operator need not wait
 
 
-def test_leases_are_claimed_a_few_at_a_time_in_order(conn: Connection) -> None:
+def test_leases_are_claimed_a_few_at_a_time_in_order(conn: Transaction) -> None:
     task = opened_task(conn)
     made = [open_lease(conn, task) for _ in range(20)]
     close_task(conn, task)
@@ -142,14 +141,14 @@ def test_leases_are_claimed_a_few_at_a_time_in_order(conn: Connection) -> None:
     assert claim(conn, limit=100) == [*made[:4], *made[6:18]]
 
 
-def test_a_task_cannot_fill_the_journal(conn: Connection) -> None:
+def test_a_task_cannot_fill_the_journal(conn: Transaction) -> None:
     task = opened_task(conn)
     made = [open_lease(conn, task) for _ in range(LEASES_OF_A_TASK + 1)]
     assert made[-1] is None
     assert made[-2] is not None
 
 
-def test_lists_come_in_pages_with_filters(conn: Connection) -> None:
+def test_lists_come_in_pages_with_filters(conn: Transaction) -> None:
     task, other = opened_task(conn), opened_task(conn)
     made = [open_lease(conn, task) for _ in range(5)]
     theirs = open_lease(conn, other)
@@ -161,13 +160,13 @@ def test_lists_come_in_pages_with_filters(conn: Connection) -> None:
     assert leases.leases(conn, task=task, state=None, after=None, limit=2)["more"]
 
 
-def test_an_egress_log_is_bounded_and_counts_what_it_does_not_keep(conn: Connection) -> None:
+def test_an_egress_log_is_bounded_and_counts_what_it_does_not_keep(conn: Transaction) -> None:
     task = opened_task(conn)
     entry = {"at": 1.0, "kind": "dns", "facts": {"name": "x" * 1500}}
     for number in range(10):
         assert egress.add_egress(conn, task, [entry] * 100, {"dns": number}, runtime_id="r1")
     page = egress.egress_of(conn, task, after_seq=None)
-    total = conn.exec_driver_sql("SELECT count(*) FROM egress").scalar_one()
+    total = conn.run("SELECT count(*) FROM egress").fetchone()[0]
     assert total + page["dropped"] == 1000
     assert egress.LOG_BYTES - 2000 < total * (1500 + len('{"name": ""}') + 64) <= egress.LOG_BYTES
     assert page["counters"] == {"dns": 9}
@@ -178,10 +177,10 @@ def test_an_egress_log_is_bounded_and_counts_what_it_does_not_keep(conn: Connect
     assert [row["seq"] for row in seen] == list(range(1, total + 1))
     # Not one that is small enough for what is left: the log has no holes.
     assert egress.add_egress(conn, task, [{**entry, "facts": {}}], {}, runtime_id="r1")
-    assert conn.exec_driver_sql("SELECT count(*) FROM egress").scalar_one() == total
+    assert conn.run("SELECT count(*) FROM egress").fetchone()[0] == total
 
 
-def test_only_the_runtime_of_an_open_record_adds_to_its_egress_log(conn: Connection) -> None:
+def test_only_the_runtime_of_an_open_record_adds_to_its_egress_log(conn: Transaction) -> None:
     task = opened_task(conn)
     assert not egress.add_egress(conn, task, [], {}, runtime_id="r2")
     assert not egress.add_egress(conn, new_task(), [], {}, runtime_id="r1")
@@ -190,7 +189,7 @@ def test_only_the_runtime_of_an_open_record_adds_to_its_egress_log(conn: Connect
     assert egress.egress_of(conn, task, after_seq=None) == {"entries": [], "counters": {}, "dropped": 0, "more": False}
 
 
-def test_pruning_forgets_closed_leases_and_logs_and_nothing_that_is_open(conn: Connection) -> None:
+def test_pruning_forgets_closed_leases_and_logs_and_nothing_that_is_open(conn: Transaction) -> None:
     old, young, running = opened_task(conn), opened_task(conn), opened_task(conn)
     for task in (old, young, running):
         egress.add_egress(conn, task, [{"at": 1.0, "kind": "dns", "facts": {}}], {"dns": 1}, runtime_id="r1")

@@ -8,7 +8,9 @@
  *     max NAME VALUE     writes /proc/sys/user/NAME for the box's user namespace (only with `user`)
  *     up                 brings `lo` up in the box's network namespace
  *     umount PATH        detaches what is mounted there
- *     move FD PATH       attaches the detached mount FD there
+ *     move FD PATH       attaches the detached mount FD there, at a directory
+ *     cover FD PATH      attaches the detached mount FD over a plain file; where there is none (a symlink is none), says
+ *                        "absent PATH" on stderr and goes on
  *
  * PIDFD is an open pidfd of the box's PID 1: setns(2) through it cannot reach a reused pid. Ends 0, or says on
  * stderr which operation failed and ends 1. Sources: setns(2), move_mount(2), openat2(2), namespaces(7).
@@ -25,6 +27,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -98,6 +101,24 @@ int main(int argc, char **argv) {
       if (fd < 0) fail(operation, path);
       if (syscall(SYS_move_mount, mount_fd, "", fd, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)) fail(operation, path);
       close(fd);
+      next += 2;
+      continue;
+    }
+    if (!strcmp(operation, "cover") && next + 1 < argc) {
+      int mount_fd = atoi(argv[next]);
+      const char *path = argv[next + 1];
+      int fd = open_in_box(root, path, 0);
+      struct stat found;
+      if (fd >= 0 && fstat(fd, &found)) fail(operation, path);
+      if (fd < 0 || !S_ISREG(found.st_mode)) {
+        if (fd < 0 && errno != ENOENT && errno != ELOOP && errno != ENOTDIR) fail(operation, path);
+        say("absent ");
+        say(path);
+        say("\n");
+      } else if (syscall(SYS_move_mount, mount_fd, "", fd, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)) {
+        fail(operation, path);
+      }
+      if (fd >= 0) close(fd);
       next += 2;
       continue;
     }

@@ -1,0 +1,67 @@
+"""The one way in which Python of ours enters a box's network: a thread that is used once and ends inside.
+
+A thread of the broker's that came back would have to be trusted to have come back: one that failed to would open the broker's next
+sockets in a stranger's box, and one that failed to enter would make every address of the host local. So nobody comes back. The thread
+enters through init's pidfd (which cannot name a reused pid), checks that it is no longer where it was, does its work, and ends;
+the kernel's only other way to switch a thread's network is the same call again, which is nowhere in this program.
+
+Only the network namespace is entered, never a mount namespace (rule 2): what the thread opens by path is the broker's own view, and
+`/proc/sys/net` shows the network of whoever opens it. The work imports nothing. It must not start threads or processes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from fumehood.broker import processes
+from fumehood.faults import BoxFailed
+from fumehood.reasons import Reason
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+Made = TypeVar("Made")
+
+
+def inside_network(pidfd: int, work: Callable[[], Made]) -> Made:
+    """What `work` returns in the network of the process that the pidfd names, which must live until then.
+
+    Raises BoxFailed, and what `work` raises.
+    """
+    returned: list[Made] = []
+    raised: list[BaseException] = []
+
+    def visit() -> None:
+        try:
+            _enter(pidfd)
+            returned.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by who waits
+            raised.append(error)
+
+    thread = threading.Thread(target=visit, name="inside-a-box", daemon=True)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
+    if not processes.alive(pidfd):
+        raise BoxFailed(Reason.BOX_DIED, "the box ended while its network was made")
+    return returned[0]
+
+
+def own_network() -> str:
+    """The calling thread's network namespace, as `net:[NUMBER]`."""
+    return str(Path("/proc/thread-self/ns/net").readlink())
+
+
+def _enter(pidfd: int) -> None:
+    before = own_network()
+    if _libc.setns(pidfd, _CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise BoxFailed(Reason.BOX_FAILED, f"the box's network cannot be entered: {os.strerror(number)}")
+    if own_network() == before:
+        # An engine that gave the box the host's network: what is done next must not be done to the host.
+        raise BoxFailed(Reason.READBACK_MISMATCH, "the box has the broker's own network")
