@@ -98,7 +98,11 @@ class Doors:
                 timer.cancel()
             for each in self._all:
                 self._loop.remove_reader(each)
-                each.close()
+            for each in self._all:
+                if each.family != socket.AF_PACKET:
+                    each.close()
+                else:  # takes the kernel 10 ms, in which everybody else would stand still
+                    self._loop.run_in_executor(None, each.close)
 
     @property
     def _current(self) -> GateTask:
