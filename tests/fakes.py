@@ -31,7 +31,7 @@ from fumehood.model import (
     Usage,
     task_id,
 )
-from fumehood.ports import EgressEntry, Exited, Kept, Ledger, Listen, Made, Ports, Revoked, Settled, Sockets
+from fumehood.ports import EgressEntry, Exited, Kept, Ledger, Listen, Made, OpenLease, Ports, Revoked, Settled, Sockets
 from fumehood.reasons import Reason
 
 _numbers = itertools.count(1)
@@ -121,6 +121,21 @@ class FakeLedger:
         self.leases[lease]["tries"].append(error)
         if revoked is not None:
             self.leases[lease].update(state="closed", revoked=revoked)
+
+    async def leases_claim(
+        self, *, lease: str | None = None, task: str | None = None, after: str | None = None, orphaned: bool
+    ) -> Sequence[OpenLease]:
+        self._check()
+        return [
+            OpenLease(
+                lease=name, task=row["task"], credential=row["credential"], provider=row["provider"], handle=row["handle"],
+                sealed=row.get("sealed", {}), until_s=row["until"], tries=len(row["tries"]),
+            )
+            for name, row in sorted(self.leases.items())
+            if row["state"] != "closed" and lease in {None, name} and task in {None, row["task"]} and (after is None or name > after)
+            # The real one lets a lease rest after a try that failed.
+            and not (orphaned and (row["tries"] or self.states.get(row["task"]) is not State.CLOSED))
+        ]  # fmt: skip
 
     async def egress(self, task: str, entries: Sequence[EgressEntry], counters: Mapping[str, int]) -> None:
         self._check()

@@ -11,11 +11,13 @@ from typing import Any
 
 from fumehood.asking import asking
 from fumehood.brokering import BrokerClient
+from fumehood.credentials import sweeping
 from fumehood.evidence.client import LedgerClient
 from fumehood.image.store import ImageStore
 from fumehood.launch import Processes
 from fumehood.model import Sender, task_id
-from fumehood.ports import Ports
+from fumehood.outward_config import Given
+from fumehood.ports import Outward, Ports
 
 
 class SystemClock:
@@ -44,7 +46,7 @@ class Runtime:
 
 @asynccontextmanager
 async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
-    """Use the running processes for the length of the body. Raises FumehoodError when there is no broker."""
+    """Use the running processes for the length of the body. Raises FumehoodError: no broker, a provider that cannot be made."""
     settings = processes.settings
     clock = SystemClock()
     async with asking(processes.ledger) as ledger, asking(processes.privileged) as broker:
@@ -54,5 +56,22 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
             images=ImageStore(settings.images),
             clock=clock,
             owner_uid=settings.caller_uid,
+            outward=outward_of(processes.outward),
         )
-        yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))
+        async with sweeping(ports.ledger, ports.outward.providers):
+            yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))
+
+
+def outward_of(given: Given) -> Outward:
+    """What gates and leases use of the operator's. Raises FumehoodError(CONFIG_INVALID | EXTRA_MISSING)."""
+    config = given.config
+    providers = {}
+    if config.credentials:
+        from fumehood.credentials import kinds
+
+        for each in config.credentials:
+            providers[each.name] = kinds.find(each.provider).make(each.name, each.options, given.secrets[each.name])
+    return Outward(
+        resolvers=config.resolvers, authorities=given.authorities, proxy=config.proxy, memory_bytes=config.memory_bytes,
+        providers=providers,
+    )  # fmt: skip

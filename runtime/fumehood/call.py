@@ -23,7 +23,7 @@ async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
         plan = await log.note(sandbox.plan(grant))
         async with (
             sandbox.box(plan, ports, log) as box,
-            credentials.lease(plan, ports) as leases,
+            credentials.lease(plan, ports, log) as leases,
             egress.gate(plan, leases, box, ports) as gate,
         ):
             await box.bind(plan.binding, gate.supplies)

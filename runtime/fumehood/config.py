@@ -9,12 +9,13 @@ refused, not passed over. Without a file everything has its default, and no pars
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fumehood.faults import FumehoodError
 from fumehood.gateway_config import GatewayConfig
+from fumehood.outward_config import OutwardConfig
 from fumehood.reasons import Reason
 from fumehood.safe_files import read_trusted
 
@@ -41,6 +42,7 @@ class Config:
     runtimes: tuple[tuple[str, str], ...] = ()
     results_kept_s: float = 24 * 3600.0
     gateway: GatewayConfig | None = None
+    outward: OutwardConfig = field(default_factory=OutwardConfig)
     file: str | None = None
 
 
@@ -106,6 +108,9 @@ def parse(text: str, file: str) -> Config:
             fields["results_kept_s"] = fields.pop("results_kept")
         if fields.get("gateway") is not None:
             fields["gateway"] = _gateway(read, source)
+        if {"egress", "credentials"} & fields.keys():
+            fields["outward"] = _outward(read, source)
+            fields = {name: value for name, value in fields.items() if name not in ("egress", "credentials")}
     except Problems as problems:
         more = len(problems.problems) - 1
         detail = f"{problems}" + (f" (and {more} more)" if more else "")
@@ -123,6 +128,13 @@ def _gateway(read: Any, source: Source) -> GatewayConfig:
     if wrong := tuple(judge(read.gateway, source)):
         raise Problems(wrong)
     return plain(read.gateway)
+
+
+def _outward(read: Any, source: Source) -> OutwardConfig:
+    """The `egress:` and `credentials:` sections as a value. Raises Problems."""
+    from fumehood.outward_document import plain
+
+    return plain(read.egress, read.credentials, source)
 
 
 def document() -> type[BaseModel]:

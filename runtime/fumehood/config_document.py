@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field
 
 from fumehood.config import MAX_BOXES
 from fumehood.gateway_document import GatewayDocument
-from fumehood.profile.documents import AbsolutePath, Name, Retention, Strict, expected
+from fumehood.outward_document import MAX_CREDENTIALS, CredentialSection, EgressSection
+from fumehood.profile.fields import AbsolutePath, Name, Retention, Strict, expected
 
 
 def _unix_host(value: object) -> str:
@@ -49,6 +50,10 @@ class ConfigDocument(Strict):
         description="Ids of known holes of this host's runtimes, as `doctor` names them, that you accept.",
     )
     results_kept: Retention = Field(default=24 * 3600.0, description="How long results are kept for clients to fetch.")
+    egress: EgressSection | None = Field(default=None, description="How gates reach what profiles allow.")
+    credentials: dict[Name, CredentialSection] = Field(
+        default_factory=dict, max_length=MAX_CREDENTIALS, description="Credentials that profiles may use, by name."
+    )
     gateway: GatewayDocument | None = Field(
         default=None, description="What `fumehood gateway` serves when it is given no --profile."
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from fumehood import gateway_config as values
-from fumehood.profile.documents import AbsolutePath, Strict, Text, expected
+from fumehood.profile.fields import AbsolutePath, Strict, Text, expected
 from fumehood.profile.files import NAME_PATTERN
 from fumehood.profile.problems import Problem
 from fumehood.profile.source import Source

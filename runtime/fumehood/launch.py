@@ -20,13 +20,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fumehood import accounts, config, confine, operating, wire
 from fumehood.faults import FumehoodError
 from fumehood.model import task_id
+from fumehood.outward_config import Given, OutwardConfig
 from fumehood.reasons import Reason
 from fumehood.safe_files import inside
 from fumehood.settings import Settings
@@ -45,13 +46,17 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True, slots=True)
 class Processes(Generic[Loaded]):
-    """The worker's ends of the sockets to the two other processes, and what was loaded with the caller's own rights."""
+    """The worker's ends of the sockets to the two other processes, and what was loaded with the caller's own rights.
+
+    `outward` has the operator's secrets, where they were asked for.
+    """
 
     settings: Settings
     ledger: socket.socket
     broker: socket.socket | None
     loaded: Loaded
     operator: socket.socket | None = None
+    outward: Given = field(default_factory=Given)
 
     @property
     def privileged(self) -> socket.socket:
@@ -94,6 +99,7 @@ def settings(
         subgids=account.subgids,
         image_folder=account.image_folder,
         results_kept_s=found.results_kept_s,
+        outward=found.outward,
     )
 
 
@@ -103,11 +109,12 @@ def with_workspace(chosen: Settings, *directories: int | None) -> Settings:
     The worker passes them on later, and a worker that was taken over would pass others. Where roots are configured they hold.
     """
     given = tuple(str(Path(f"/proc/self/fd/{fd}").readlink()) for fd in directories if fd is not None)
-    if chosen.config_file is not None and any(inside(os.path.realpath(chosen.config_file), path) for path in given):
-        raise FumehoodError(
-            Reason.CONFIG_UNSAFE, f"{chosen.config_file} lies inside the workspace, where a box could have written it",
-            remedy="Keep the configuration outside the directories that boxes write to.",
-        )  # fmt: skip
+    for file in (*filter(None, [chosen.config_file]), *chosen.outward.files):
+        if any(inside(way(file), path) for path in given for way in (os.path.normpath, os.path.realpath)):
+            raise FumehoodError(
+                Reason.CONFIG_UNSAFE, f"{file} lies inside the workspace, where a box could have written it",
+                remedy="Keep the configuration outside the directories that boxes write to.",
+            )  # fmt: skip
     if chosen.workspace_roots is not None:
         return chosen
     return replace(chosen, workspace_roots=given)
@@ -115,8 +122,8 @@ def with_workspace(chosen: Settings, *directories: int | None) -> Settings:
 
 @contextmanager
 def serving(chosen: Settings, *, broker: bool = True) -> Iterator[Processes[None]]:
-    """`started`, for commands that need nothing of the caller's."""
-    with started(chosen, lambda: None, broker=broker) as processes:
+    """`started`, for commands that carry no calls and need nothing of the caller's."""
+    with started(replace(chosen, outward=OutwardConfig()), lambda: None, broker=broker) as processes:
         yield processes
 
 
@@ -136,14 +143,24 @@ def started(
         crew.brief(chosen)
         loaded = as_caller()
         operator = crew.keep_operator(chosen, reread)
+        outward = read_outward(chosen)
         program = confine.worker_filter(chosen.state.seccomp)
         confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
         if chosen.rootless:
             confine.give_up_files(chosen.images)
         confine.install_filter(program)
-        yield Processes(chosen, crew.ledger, crew.broker, loaded, operator)
+        yield Processes(chosen, crew.ledger, crew.broker, loaded, operator, outward)
     finally:
         crew.dismiss()
+
+
+def read_outward(chosen: Settings) -> Given:
+    """The operator's secrets and authorities, for the worker: when nobody else will be forked, and while they can be read."""
+    if chosen.outward == OutwardConfig():
+        return Given()
+    from fumehood.outward_secrets import read
+
+    return read(chosen.outward, os.environ, chosen.caller_uid)
 
 
 @dataclass(slots=True)
@@ -160,6 +177,7 @@ class Crew:
     def brief(self, chosen: Settings) -> None:
         """Tell each what it is to serve. The runtime's lock goes to the broker alone: it is free when the broker has ended."""
         fields = {**asdict(chosen), "state": str(chosen.state.root)}
+        del fields["outward"]
         lock = _take_lock(chosen) if "broker" in self.briefings else None
         for name, sock in self.briefings.items():
             wire.send(sock, fields, [lock] if name == "broker" and lock is not None else [])

@@ -188,6 +188,12 @@ class Ledger(Protocol):
         """Note a revocation, or a try that failed; with `revoked` the lease is closed."""
         ...
 
+    async def leases_claim(
+        self, *, lease: str | None = None, task: str | None = None, after: str | None = None, orphaned: bool
+    ) -> Sequence[OpenLease]:
+        """Take some leases to revoke (after `after`), which nobody else then does for two minutes; `orphaned`: nobody else will."""
+        ...
+
     async def egress(self, task: str, entries: Sequence[EgressEntry], counters: Mapping[str, int]) -> None:
         """Append to a task's egress log; `counters` replace those before."""
         ...
@@ -227,14 +233,39 @@ class Revoked:
     answer: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenLease:
+    """A lease that is to be revoked, claimed by who has this. `problem` says what is missing of `sealed`, if anything is."""
+
+    lease: str
+    task: str
+    credential: str
+    provider: str
+    handle: Mapping[str, Any]
+    sealed: Mapping[str, str] = field(repr=False)
+    until_s: float | None
+    tries: int
+    problem: str | None = None
+
+
 class CredentialProvider(Protocol):
-    """Makes credentials for one call and ends them. Raises FumehoodError, whose text holds no secret."""
+    """Makes credentials for one call and ends them. Raises FumehoodError, whose text holds no secret.
+
+    `maximum` is what the operator allows a scope to be at most, key by key (`credentials.scope`); `least_s` the shortest life that the
+    backend gives a credential, which bounds how long one lives whose issue was never answered.
+    """
 
     kind: str
     revocable: bool
+    least_s: float
+    maximum: Mapping[str, Any]
 
-    def handle(self, request: LeaseRequest) -> Mapping[str, Any]:
-        """What will revoke this lease even if the answer to its issue is lost; made durable before `issue` (rule 19). Pure."""
+    async def handle(self, request: LeaseRequest) -> Mapping[str, Any]:
+        """What will revoke this lease even if the answer to its issue is lost; made durable before `issue` (rule 19).
+
+        At most 4 KiB of JSON and no secret. Where only the backend can name what is to come, it may be asked to; it must not
+        make anything yet that outlives a few minutes unrevoked.
+        """
         ...
 
     async def issue(self, request: LeaseRequest, handle: Mapping[str, Any]) -> Issued:

@@ -57,6 +57,10 @@ class Reason(StrEnum):
     STATE_NEWER = "state_newer", "the state folder was written by a newer fumehood", "Upgrade fumehood, or use another FUMEHOOD_STATE."
     STATE_UNAVAILABLE = "state_unavailable", "the state folder cannot be used", "Check that it is yours and that the disk has room."
     LEDGER_UNAVAILABLE = "ledger_unavailable", "the record could not be written, so nothing ran", "Check the state folder's disk and owner."
+    EXTRA_MISSING = "extra_missing", "an optional package is not installed", "Install the named extra."
+    SCOPE_REFUSED = "scope_refused", "the call asks for more of a credential than it may have", "Widen `scope` in the profile, or `allow` of the credential, if that is right."
+    LEASE_FAILED = "lease_failed", "a credential could not be issued or revoked", "The detail has the provider's answer; check its part of fumehood.yaml."
+    LEASE_UNKNOWN = "lease_unknown", "there is no such lease", "`fumehood leases` lists them."
     BUSY = "busy", "no box is free on this host", "Try again later, or raise `boxes` in fumehood.yaml."
 
     # Killed: we ended it.

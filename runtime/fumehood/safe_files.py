@@ -59,6 +59,11 @@ def read_trusted(path: str | Path, uid: int, *, limit_bytes: int = FILE_BYTES, p
         raise FumehoodError(Reason.CONFIG_INVALID, f"{path} is not UTF-8", remedy="Save it as UTF-8.") from error
 
 
+def check_trusted(path: str | Path, uid: int) -> None:
+    """That a file (a program, say) could have been written by root and `uid` only. Raises as `read_trusted` does."""
+    os.close(_walk(Path(path), uid, last_is_file=True))
+
+
 def open_trusted_folder(folder: str | Path, uid: int) -> int:
     """A descriptor, good for locking and for names below it, of a folder in which only root and `uid` can make names.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from fumehood.outward_config import OutwardConfig
 from fumehood.state import StateFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """`workspace_roots` None means any directory of the caller's: the operator's own command line.
+
+    `outward` is the worker's alone: the others are not told where the operator's secrets are.
 
     Ids are as the broker sees them: the host's for root. Without root (`rootless`) they are those of the broker's own user namespace,
     in which 0 is the caller and 1 and on are the (start, count) of `subuids` and `subgids` on the host.
@@ -41,6 +44,7 @@ class Settings:
     subgids: tuple[int, int] = (0, 0)
     image_folder: str | None = None
     results_kept_s: float = 24 * 3600.0
+    outward: OutwardConfig = field(default_factory=OutwardConfig)
 
     @property
     def images(self) -> Path:

@@ -17,7 +17,8 @@ VALUES = frozenset({"model", "reasons"})
 # What stages stand on: values, Protocols and plumbing that decides nothing of a call.
 GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
-    "gateway_config", "gateway_document", "shipping", "residence", "accounts", "landlock", "memory",
+    "gateway_config", "gateway_document", "outward_config", "outward_document", "outward_secrets", "shipping", "residence", "accounts",
+    "landlock", "memory", "sealing",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
@@ -47,6 +48,9 @@ ALLOWED = {
     ("config", "profile"),
     ("config_document", "profile"),
     ("gateway_document", "profile"),
+    ("outward_document", "profile"),
+    # Each kind of credential brings the strict model of its own options.
+    ("outward_document", "credentials"),
     # The worker's own filter is compiled by a child, before anything of a stranger's is read.
     ("confine", "broker"),
     ("confine", "profile"),

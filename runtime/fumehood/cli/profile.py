@@ -16,6 +16,7 @@ import typer
 from fumehood.faults import FumehoodError, Refused
 
 if TYPE_CHECKING:
+    from fumehood.config import Config
     from fumehood.profile.loader import Loaded
     from fumehood.profile.problems import Problem
 
@@ -39,11 +40,13 @@ def register(app: typer.Typer) -> None:
 
 def lint(names: Names = None, *, as_json: AsJson = False) -> None:
     """Check profiles: every error and warning with its file, line and column. Exit 125 when one does not load."""
-    from fumehood.profile.loader import names_in
+    from fumehood.profile.loader import names_in, search_folders
 
-    folders, uid = _folders(), os.getuid()
+    found_config, uid = _config(), os.getuid()
+    folders = search_folders(found_config.profile_folders, os.environ)
+    credentials = frozenset(each.name for each in found_config.outward.credentials)
     wanted = names or [name for name, _ in names_in(folders, uid)]
-    found = {name: _findings(name, folders, uid) for name in wanted}
+    found = {name: _findings(name, folders, uid, credentials) for name in wanted}
     broken = [name for name, problems in found.items() if any(problem["level"] == "error" for problem in problems)]
     if as_json:
         typer.echo(json.dumps([problem for problems in found.values() for problem in problems], indent=2))
@@ -109,11 +112,16 @@ def list_profiles(*, as_json: AsJson = False) -> None:
         typer.echo(f"{entry['name']:<{width}}  {entry['file']}")
 
 
-def _folders() -> tuple[Path, ...]:
+def _config() -> Config:
     from fumehood import config
+
+    return config.load(None, os.environ, os.getuid())
+
+
+def _folders() -> tuple[Path, ...]:
     from fumehood.profile.loader import search_folders
 
-    return search_folders(config.load(None, os.environ, os.getuid()).profile_folders, os.environ)
+    return search_folders(_config().profile_folders, os.environ)
 
 
 def _load(name: str) -> Loaded:
@@ -126,7 +134,7 @@ def _load(name: str) -> Loaded:
         raise problems.refused() from None
 
 
-def _findings(name: str, folders: Sequence[Path], uid: int) -> list[dict[str, Any]]:
+def _findings(name: str, folders: Sequence[Path], uid: int, credentials: frozenset[str]) -> list[dict[str, Any]]:
     """Everything there is to say about one profile, errors first as the loader gives them."""
     from fumehood.broker.filters import check_floor
     from fumehood.profile.lint import findings
@@ -141,7 +149,7 @@ def _findings(name: str, folders: Sequence[Path], uid: int) -> list[dict[str, An
         return [_whole(name, refused)]
     except FumehoodError as error:
         return [_whole(name, error)]
-    found = findings(loaded)
+    found = findings(loaded, credentials)
     if deny := check_floor(loaded.profile.seccomp):
         found.insert(0, loaded.source.problem(("seccomp",), deny.detail, reason=deny.reason))
     return [_fact(problem) for problem in found]

@@ -88,7 +88,7 @@ def prune(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="An object, for machines.")] = False,
 ) -> None:
-    """Remove kept results, so that they can no longer be fetched. Records stay."""
+    """Remove kept results, so that they can no longer be fetched; with an age also closed leases and egress logs. Records stay."""
     age_s = None
     if older_than is not None:
         now_s = time.time()
@@ -98,22 +98,32 @@ def prune(
     if as_json:
         _write_json(removed)
     else:
-        sys.stdout.write(f"removed {removed['removed']} kept results, {removed['bytes']} bytes\n")
+        told = f"removed {removed['removed']} kept results, {removed['bytes']} bytes"
+        more = f"; {removed['leases']} closed leases, the egress logs of {removed['egress']} tasks" if older_than else ""
+        sys.stdout.write(f"{told}{more}\n")
 
 
 def task(
     name: Annotated[str, typer.Argument(metavar="ID", help="A task id, or its beginning if no other begins so.")],
+    *,
+    egress: Annotated[bool, typer.Option("--egress", help="What it asked for of the network, and what became of that.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="An object, for machines.")] = False,
 ) -> None:
-    """Show one call: what it was, what it used, and where the time went."""
+    """Show one call: what it was, what it used, which credentials it had, and where the time went."""
+    from fumehood.cli import leases_view, records_view
+
     with asking_ledger() as ask:
         record = fetch_task(ask, name.lower())
+        shown = fetch_egress(ask, record["task"]) if egress else {**record, "leases": fetch_leases(ask, {"task": record["task"]})}
     if as_json:
-        _write_json(record)
+        _write_json(shown)
+    elif egress:
+        records_view.draw(leases_view.egress_table(shown), leases_view.egress_totals(shown))
     else:
-        from fumehood.cli import records_view
-
-        records_view.draw(records_view.facts_table(record), records_view.timeline(record))
+        drawn = [records_view.facts_table(record)]
+        if shown["leases"]:
+            drawn.append(leases_view.leases_of_task(shown["leases"]))
+        records_view.draw(*drawn, records_view.timeline(record))
 
 
 def fetch_tasks(ask: Ask, wanted: Mapping[str, Any], limit: int) -> list[Record]:
@@ -137,6 +147,26 @@ def fetch_task(ask: Ask, name: str) -> Record:
         page = ask("task", {"task": record["task"], "after_seq": events[-1]["seq"] if events else 0})
         events += page["events"]
     return {**record, "events": events}
+
+
+def fetch_leases(ask: Ask, wanted: Mapping[str, Any]) -> list[Record]:
+    """All leases of a task, or all that are `open` or `closed`, oldest first."""
+    leases: list[Record] = []
+    while True:
+        page = ask("leases", {**wanted, "after": leases[-1]["lease"] if leases else None})
+        leases += page["leases"]
+        if not page["more"]:
+            return leases
+
+
+def fetch_egress(ask: Ask, task: str) -> Record:
+    """A task's whole egress log: `task`, `entries`, `counters`, and how many entries were `dropped`."""
+    page = ask("egress_of", {"task": task})
+    entries = list(page["entries"])
+    while page["more"]:
+        page = ask("egress_of", {"task": task, "after_seq": entries[-1]["seq"]})
+        entries += page["entries"]
+    return {"task": task, "entries": entries, "counters": page["counters"], "dropped": page["dropped"]}
 
 
 def instant(text: str, now_s: float, option: str) -> float:

@@ -58,10 +58,11 @@ async def embedded(chosen: Settings, as_caller: Callable[[], Loaded]) -> AsyncIt
     try:
         crew.brief(chosen)
         loaded = as_caller()
+        outward = launch.read_outward(chosen)
         confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
         confine.install_filter(program)
         confine.check_every_thread(chosen.worker_uid)
-        yield Processes(chosen, crew.ledger, crew.broker, loaded)
+        yield Processes(chosen, crew.ledger, crew.broker, loaded, outward=outward)
     finally:
         # In a thread: boxes are removed meanwhile, and the server's other clients need not wait for that.
         with anyio.CancelScope(shield=True):

@@ -14,17 +14,22 @@ from typing import Any
 import anyio
 
 from fumehood.asking import Asker
-from fumehood.evidence.facts import DETAIL_CHARS, bounded, listed, plain, text
+from fumehood.evidence.facts import DETAIL_CHARS, bounded, listed, plain, short, text
 from fumehood.faults import LedgerGone
 from fumehood.lifecycle import State
 from fumehood.model import Keeping, Outcome, Sender, ToolCall
-from fumehood.ports import Clock, EgressEntry, Kept, Revoked
+from fumehood.ports import Clock, EgressEntry, Kept, OpenLease, Revoked
 from fumehood.reasons import Reason
+from fumehood.sealing import seal
 from fumehood.wire import WireError
 
 NAME_CHARS = 256
 TEXT_CHARS = 1024
 RETRY_S = 0.2
+CLAIMED_AT_ONCE = 16
+ENTRY_BYTES = 2 * 1024
+ENTRIES_AT_ONCE = 64
+LEASE_FACTS_BYTES = 4 * 1024
 
 
 class LedgerClient:
@@ -34,6 +39,7 @@ class LedgerClient:
         """Ask over `asker`, and date events by `clock`."""
         self._asker = asker
         self._clock = clock
+        self._sealing_key: Mapping[str, Any] | None = None
 
     async def open(self, call: ToolCall) -> None:
         """Write the call's record durably."""
@@ -76,18 +82,42 @@ class LedgerClient:
     async def lease_issued(
         self, lease: str, expires_at_s: float | None, sealed: Mapping[str, str], facts: Mapping[str, Any]
     ) -> None:
-        """Write durably what else revoking it takes."""
-        await self._ask("lease_issued", {"lease": lease, "until": expires_at_s, "sealed": dict(sealed), "facts": bounded(facts)})
+        """Write durably what else revoking it takes, sealed for the ledger alone."""
+        shut = seal(await self._key(), lease, sealed) if sealed else None
+        told = short(facts, LEASE_FACTS_BYTES)
+        await self._ask("lease_issued", {"lease": lease, "until": expires_at_s, "sealed": shut, "facts": told})
 
     async def lease_closed(self, lease: str, revoked: Revoked | None, error: str | None) -> None:
         """Note a revocation, or a try that failed."""
-        said = None if revoked is None else {"gone": revoked.gone, "asked": revoked.asked, "answer": revoked.answer}
-        await self._ask("lease_closed", {"lease": lease, "revoked": said, "error": error})
+        said = None
+        if revoked is not None:
+            asked, answer = text(revoked.asked, TEXT_CHARS), text(revoked.answer, TEXT_CHARS)
+            said = {"gone": revoked.gone, "asked": asked, "answer": answer}
+        problem = None if error is None else text(error, TEXT_CHARS)
+        await self._ask("lease_closed", {"lease": lease, "revoked": said, "error": problem})
+
+    async def leases_claim(
+        self, *, lease: str | None = None, task: str | None = None, after: str | None = None, orphaned: bool
+    ) -> Sequence[OpenLease]:
+        """Take some leases to revoke."""
+        wanted = {"lease": lease, "task": task, "after": after, "orphaned": orphaned, "limit": CLAIMED_AT_ONCE}
+        rows, _ = await self._ask("leases_claim", wanted)
+        return [OpenLease(until_s=row.pop("until"), **row) for row in rows]
+
+    async def _key(self) -> Mapping[str, Any]:
+        if self._sealing_key is None:
+            self._sealing_key, _ = await self._ask("sealing_key", {})
+        return self._sealing_key or {}
 
     async def egress(self, task: str, entries: Sequence[EgressEntry], counters: Mapping[str, int]) -> None:
         """Append to a task's egress log."""
-        rows = [{"at": entry.at_s, "kind": entry.kind, "facts": bounded(entry.facts)} for entry in entries]
-        await self._ask("egress", {"task": task, "entries": rows, "counters": dict(counters)})
+        rows = [
+            {"at": entry.at_s, "kind": text(entry.kind, 16), "facts": short(entry.facts, ENTRY_BYTES)} for entry in entries
+        ]
+        # At least one message, for the counters; so many at a time that the largest of them fit into one.
+        for start in range(0, max(1, len(rows)), ENTRIES_AT_ONCE):
+            part = rows[start : start + ENTRIES_AT_ONCE]
+            await self._ask("egress", {"task": task, "entries": part, "counters": dict(counters)})
 
     async def kept(self, task: str, kind: Keeping) -> Kept | None:
         """What is kept of a task. Raises Refused or LedgerGone."""

@@ -18,6 +18,7 @@ FACTS_BYTES = 32 * 1024
 FILES_BYTES = 96 * 1024
 DETAIL_CHARS = 4000
 _VALUE_CHARS = 4096
+_SHORT_CHARS = 256
 # Sixteen names of 64 characters, of which each may be written as a six-byte escape.
 _LEFT_OUT_BYTES = 8 * 1024
 _DEPTH = 8
@@ -63,6 +64,19 @@ def bounded(facts: Mapping[str, Any]) -> dict[str, Any]:
         del safe[name]
         left_out.append(text(name, 64))
     return {**safe, "left_out": left_out[:16]}
+
+
+def short(facts: Mapping[str, Any], limit: int) -> dict[str, Any]:
+    """Facts of at most `limit` bytes: long texts are cut, and fields after the last that fits are left out."""
+    room = limit - len('{"left_out": true}')
+    kept: dict[str, Any] = {}
+    for name, value in plain(facts).items():
+        safe = text(value, _SHORT_CHARS) if isinstance(value, str) else value
+        room -= _size(name) + _size(safe) + len(": , ")
+        if room < 0:
+            return {**kept, "left_out": True}
+        kept[name] = safe
+    return kept
 
 
 def listed(files: Iterable[FileChange]) -> list[dict[str, Any]]:

@@ -73,6 +73,7 @@ class Log:
         self._outcome: Outcome | None = None
         self._may_be_open = True
         self._refused: Refused | None = None
+        self._remarks: list[str] = []
 
     @property
     def outcome(self) -> Outcome:
@@ -125,6 +126,10 @@ class Log:
             raise LifecycleError("a call is concluded once")
         self._outcome = outcome
 
+    def remark(self, text: str) -> None:
+        """Have something said in the outcome's detail, whatever the outcome is."""
+        self._remarks.append(text)
+
     async def begin(self) -> None:
         """Open the record. Without one the log lives, and refuses the call at its first step."""
         detail = "the ledger does not answer"
@@ -158,6 +163,8 @@ class Log:
             container=outcome.container or self._container,
             timings_ms={**outcome.timings_ms, **self._timings_ms},
         )
+        if self._remarks:
+            outcome = replace(outcome, detail="; ".join(filter(None, (outcome.detail, *self._remarks))))
         self._state = State.CLOSED
         if self._may_be_open and (problem := await self._close(outcome)):
             _log.error("task %s: its record could not be closed as %s: %s", outcome.task, outcome.result.value, problem)

@@ -97,6 +97,11 @@ class Reader:
             detail = f"the profile {served.profile.name} has no `command`"
             remedy = "Name the server's `command` beside its profile."
             return Deny(reason=Reason.CONFIG_INVALID, rule="gateway.servers", detail=detail, remedy=remedy)
+        known = {each.name for each in self.found.outward.credentials}
+        if missing := sorted({use.source for use in served.profile.credentials} - known):
+            detail = f"the profile {served.profile.name} uses the credential {missing[0]}, which fumehood.yaml does not have"
+            remedy = "Describe it below `credentials`."
+            return Deny(reason=Reason.CONFIG_INVALID, rule="gateway.servers", detail=detail, remedy=remedy)
         call = ToolCall(
             task="", tool=None, arguments={}, sender=Sender(uid=self._uid, name=""), profile=served.profile,
             workspace_fd=served.workspace_fd, workspace_path=served.workspace_path, front_door="gateway",
@@ -156,6 +161,7 @@ class Reader:
         """Every file and folder that decides something here."""
         if self.found.file is not None:
             yield self.found.file
+        yield from self.found.outward.files
         yield from (str(folder) for folder in self._folders if folder != shipped_folder())
         yield from (each.profile for each in self.gateway.servers if is_path(each.profile))
         if (http := self.gateway.http) is not None:

@@ -29,6 +29,9 @@ def reread(begun: Settings, fronts: Fronts, serving: ServedSet) -> Revision:
     for name in _AT_THE_START:
         if getattr(now, name) != getattr(begun, name):
             raise _only_at_the_start(f"`{name}`")
+    # The worker has no rights left to be given others with, and leases under way were issued with these.
+    if now.outward != begun.outward:
+        raise _only_at_the_start("`egress` or `credentials`")
     served = Reader(found, os.environ, begun.caller_uid, begun.state).read(fronts)
     # The worker has these sockets from whoever could bind them; it could not bind others.
     if (served.http and served.http.listen) != (serving.http and serving.http.listen):

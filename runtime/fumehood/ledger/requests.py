@@ -20,6 +20,11 @@ from fumehood.reasons import Reason
 
 FACTS_BYTES = 32 * 1024
 FILES_BYTES = 96 * 1024
+HANDLE_BYTES = 4 * 1024
+SEALED_CHARS = 8 * 1024
+ENTRY_BYTES = 2 * 1024
+COUNTERS_BYTES = 4 * 1024
+ENTRIES = 1024
 TEXT_CHARS = 1024
 DETAIL_CHARS = 4096
 TASK_CHARS = 26
@@ -27,6 +32,13 @@ PREFIX_CHARS = 6
 _TASK_LETTERS = frozenset("0123456789abcdefghjkmnpqrstvwxyz")
 
 Check = Callable[[Any], Any]
+
+
+class Lives(StrEnum):
+    """Which leases a reader wants."""
+
+    OPEN = "open"
+    CLOSED = "closed"
 
 
 def _text(limit: int) -> Check:
@@ -107,9 +119,31 @@ def _maybe(check: Check) -> Check:
     return maybe
 
 
+def _fields(shape: Mapping[str, Check]) -> Check:
+    def check(value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict) or set(value) != set(shape):
+            raise ValueError(f"must be an object of {', '.join(shape)}")
+        return {name: of(value[name]) for name, of in shape.items()}
+
+    return check
+
+
+def _entries(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or len(value) > ENTRIES:
+        raise ValueError(f"must be an array of at most {ENTRIES} entries")
+    return [_ENTRY(entry) for entry in value]
+
+
+def _counters(value: Any) -> dict[str, int]:
+    counters: dict[str, int] = _json(dict, COUNTERS_BYTES)(value)
+    return {name: _whole(count) for name, count in counters.items()}
+
+
 _NAME = _text(256)
 _ID = _task(TASK_CHARS)
 _FACTS = _json(dict, FACTS_BYTES)
+_ENTRY = _fields({"at": _number, "kind": _text(16), "facts": _json(dict, ENTRY_BYTES)})
+_REVOKED = _fields({"gone": _flag, "asked": _text(TEXT_CHARS), "answer": _text(TEXT_CHARS)})
 _USAGE = {
     **dict.fromkeys(("cpu_user_s", "cpu_system_s", "cpu_throttled_s"), _maybe(_number)),
     **dict.fromkeys(("memory_peak_bytes", "pids_peak", "oom_kills", "pids_limit_hits"), _maybe(_whole)),
@@ -170,9 +204,35 @@ SHAPES: dict[str, dict[str, Check]] = {
     "keep": {"task": _ID, "kind": _one_of(Keeping), "offset": _size, "bytes": _size},
     "kept": {"task": _ID, "kind": _one_of(Keeping)},
     "prune": {"older_than_s": _maybe(_number)},
+    "lease_opened": {
+        "lease": _ID,
+        "task": _ID,
+        "credential": _NAME,
+        "provider": _NAME,
+        "handle": _json(dict, HANDLE_BYTES),
+        "until": _maybe(_number),
+    },
+    "lease_issued": {
+        "lease": _ID,
+        "until": _maybe(_number),
+        "sealed": _maybe(_text(SEALED_CHARS)),
+        "facts": _json(dict, HANDLE_BYTES),
+    },
+    "lease_closed": {"lease": _ID, "revoked": _maybe(_REVOKED), "error": _maybe(_text(TEXT_CHARS))},
+    "leases": {"task": _maybe(_ID), "state": _maybe(_one_of(Lives)), "after": _maybe(_ID), "limit": _maybe(_whole)},
+    "leases_claim": {
+        "lease": _maybe(_ID),
+        "task": _maybe(_ID),
+        "after": _maybe(_ID),
+        "orphaned": _flag,
+        "limit": _whole,
+    },
+    "sealing_key": {},
+    "egress": {"task": _ID, "entries": _entries, "counters": _counters},
+    "egress_of": {"task": _ID, "after_seq": _maybe(_whole)},
 }
 # A reader may leave out what it does not want; a record leaves nothing out.
-_LENIENT = frozenset({"open_tasks", "tasks", "task"})
+_LENIENT = frozenset({"open_tasks", "tasks", "task", "leases", "egress_of"})
 
 
 def checked(verb: object, args: object) -> tuple[str, dict[str, Any]]:

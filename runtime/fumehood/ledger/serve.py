@@ -1,6 +1,6 @@
 """The ledger's loop: one thread, several sockets, what arrived together committed together.
 
-Invariants: a reply to `open`, `close` and `close_lost` is sent after their commit is on disk; `event` is answered
+Invariants: a reply to `open`, `close`, `close_lost` and what changes a lease is sent when the commit is on disk; `event` is answered
 when it is queued (or not at all: a request without an id), before its commit, and commits without an fsync of its own.
 The order of one socket's requests is kept, except that a `keep` is answered when it is on disk, a step at a time. A peer
 that breaks the message format, sends a descriptor with anything but `keep`, or does not read its replies loses its
@@ -26,11 +26,13 @@ from typing import Any
 
 from fumehood import wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
+from fumehood.ledger import journal
 from fumehood.ledger.requests import bad_request, checked
 from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
 from fumehood.reasons import Reason
-from fumehood.store import lookups, records
+from fumehood.sealing import SweepKey
+from fumehood.store import egress, leases, lookups, records
 from fumehood.store.database import Database, Transaction, opened
 from fumehood.store.results import Copy, Results
 
@@ -41,7 +43,11 @@ BATCH = 128
 LINGER_S = 0.004
 RESULTS_KEPT_S = 24 * 3600.0
 COPIES = 32
-WRITES = frozenset({"open", "event", "close", "close_lost"})
+WRITES = frozenset({"open", "event", "close", "close_lost", *journal.WRITES})
+# Lost in a power cut, a step of a timeline or a line of an egress log is missed by nobody who must act on it.
+LOOSE = frozenset({"event", "egress"})
+# What begins something: refused on a full disk, where the rest may use what was set aside for it.
+BEGINS = frozenset({"open", "lease_opened"})
 _log = logging.getLogger("fumehood.ledger")
 
 
@@ -146,6 +152,7 @@ class _Ledger:
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._stack = stack
         self._opened: Database | None = None
+        self._sweep_key: SweepKey | None = None
         with suppress(FumehoodError):  # told to whoever asks
             self._kept()
 
@@ -202,6 +209,8 @@ class _Ledger:
                     self._keep(request)
                 case "kept":
                     self._find(request)
+                case journal.CLAIM:
+                    _reply(request, self._claim(request))
                 case verb if verb not in WRITES:
                     _reply(request, self._answer(request))
 
@@ -250,8 +259,8 @@ class _Ledger:
             self._commit(writes)
         except LedgerGone as error:
             # No new call begins. What is under way may use the space set aside for it, and then has failed.
-            _reply_all((request for request in writes if request.verb == "open"), error)
-            rest = [request for request in writes if request.verb != "open"]
+            _reply_all((request for request in writes if request.verb in BEGINS), error)
+            rest = [request for request in writes if request.verb not in BEGINS]
             if not rest:
                 return
             try:
@@ -262,10 +271,10 @@ class _Ledger:
 
     def _commit(self, writes: Sequence[Request]) -> None:
         database = self._database()
-        opens = any(request.verb == "open" for request in writes)
+        opens = any(request.verb in BEGINS for request in writes)
         if opens and not database.reserve.fill():
             raise LedgerGone(Reason.LEDGER_UNAVAILABLE, "the disk has no room to close another record")
-        with database.write(durable=any(request.verb != "event" for request in writes)) as conn:
+        with database.write(durable=any(request.verb not in LOOSE for request in writes)) as conn:
             replies = [self._apply(conn, request) for request in writes]
         for request, reply in zip(writes, replies, strict=True):
             if request.verb != "event":
@@ -275,8 +284,11 @@ class _Ledger:
 
     def _apply(self, conn: Transaction, request: Request) -> dict[str, Any]:
         fields = dict(request.fields)
-        task = fields["task"]
+        task: str = fields.get("task", "")
         now_s = time.time()
+        if request.verb in journal.WRITES:
+            done = journal.write(conn, request.verb, fields, runtime_id=self._runtime_id, at_s=now_s)
+            return {"ok": None} if done else _not_possible(request.verb, fields.get("lease") or task)
         match request.verb:
             case "open":
                 done = records.open_record(conn, fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s)
@@ -290,20 +302,53 @@ class _Ledger:
                 return {"ok": {"closed": records.close_lost(conn, task, fields["facts"], at_s=now_s)}}
         if done:
             return {"ok": None}
-        return wire.reply_of_error(bad_request(f"{request.verb}: not possible for task {task} in its state"))
+        return _not_possible(request.verb, task)
+
+    def _claim(self, request: Request) -> dict[str, Any]:
+        """Hand out leases to revoke. A write only when there is something to claim: every runtime asks, every minute."""
+        try:
+            database = self._database()
+            with database.read() as conn:
+                anything = leases.anything_to_claim(conn)
+            claimed: list[leases.Claimed] = []
+            if anything:
+                with database.write(durable=True) as conn:
+                    claimed = leases.claim_leases(conn, **request.fields, runtime_id=self._runtime_id, at_s=time.time())
+            return {"ok": journal.opened(claimed, self._key)}
+        except FumehoodError as error:
+            return wire.reply_of_error(error)
+
+    def _key(self) -> SweepKey:
+        """The key that leases' tokens are sealed to. Raises LedgerGone."""
+        if self._sweep_key is None:
+            self._sweep_key = SweepKey(self._folder)
+        return self._sweep_key
+
+    def _prune(self, older_than_s: float | None) -> dict[str, Any]:
+        """Forget what is kept of calls; and, if an age was named, the leases and egress logs of those that ended before it."""
+        count, size = self._kept().prune(older_than_s)
+        forgotten = {"leases": 0, "egress": 0}
+        if older_than_s is not None:
+            before_s = time.time() - older_than_s
+            with self._database().write(durable=True) as conn:
+                forgotten = {"leases": leases.prune_leases(conn, before_s), "egress": egress.prune_egress(conn, before_s)}
+        return {"removed": count, "bytes": size, **forgotten}
 
     def _answer(self, request: Request) -> dict[str, Any]:
         fields = request.fields
         try:
             if request.verb == "prune":
-                count, size = self._kept().prune(fields["older_than_s"])
-                return {"ok": {"removed": count, "bytes": size}}
+                return {"ok": self._prune(fields["older_than_s"])}
+            if request.verb == "sealing_key":
+                return {"ok": self._key().public}
             with self._database().read() as conn:
                 match request.verb:
                     case "open_tasks":
                         return {"ok": lookups.open_tasks(conn, **fields)}
                     case "runtimes_open":
                         return {"ok": lookups.runtimes_open(conn)}
+                    case verb if verb in journal.READS:
+                        return {"ok": journal.read(conn, verb, fields)}
                     case "ping":
                         return {"ok": "pong"}
                     case verb:
@@ -328,6 +373,10 @@ def _only(names: Sequence[str], prefix: str) -> str:
     if len(names) > 1:
         raise bad_request(f"task: {prefix} begins the names of several tasks")
     return names[0]
+
+
+def _not_possible(verb: str, name: str) -> dict[str, Any]:
+    return wire.reply_of_error(bad_request(f"{verb}: not possible for {name} in its state"))
 
 
 def _reply_all(requests: Iterable[Request], error: Exception) -> None:

@@ -7,63 +7,28 @@ these models, so it cannot differ from them.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from fumehood.profile import units
-from fumehood.profile.files import NAME_PATTERN
+from fumehood.profile.fields import (
+    AbsolutePath,
+    Name,
+    Reserved,
+    Strict,
+    Text,
+    Variable,
+    duration,
+    expected,
+    matching,
+    size,
+)
+from fumehood.profile.network_documents import MAX_CREDENTIALS, CredentialDocument, NetworkDocument
 
 IMAGE_PATTERN = r"^([a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9._-]{1,128})?|sha256:[0-9a-f]{64})$"
-VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 TOOL_NAME_CHARACTERS = 128
 DISK_UNLIMITED = -1
-
-
-def expected(message: str) -> PydanticCustomError:
-    """An error whose text is exactly `message`."""
-    return PydanticCustomError("expected", "{message}", {"message": message})
-
-
-def _measured(parse: Callable[[object], float], show: Callable[[Any], str], low: float, high: float) -> BeforeValidator:
-    def check(value: object) -> float:
-        try:
-            number = parse(value)
-        except ValueError as error:
-            raise expected(str(error)) from None
-        if not low <= number <= high:
-            raise expected(f"expected between {show(low)} and {show(high)}, found {value}")
-        return number
-
-    return BeforeValidator(check)
-
-
-def _size(low: int, high: int = 2**44) -> tuple[BeforeValidator, WithJsonSchema]:
-    schema = WithJsonSchema({"type": "string", "pattern": units.SIZE_PATTERN, "examples": ["512MiB"]})
-    return _measured(units.bytes_of, units.size_text, low, high), schema
-
-
-def _duration(low: float, high: float = 86_400.0) -> tuple[BeforeValidator, WithJsonSchema]:
-    schema = WithJsonSchema({"type": "string", "pattern": units.DURATION_PATTERN, "examples": ["60s"]})
-    return _measured(units.seconds_of, units.duration_text, low, high), schema
-
-
-Retention = Annotated[float, *_duration(60, 30 * 86_400.0)]
-
-
-def _matching(pattern: str, what: str) -> tuple[BeforeValidator, WithJsonSchema]:
-    compiled = re.compile(pattern)
-
-    def check(value: object) -> str:
-        # fullmatch: `$` alone would let a trailing newline through.
-        if not isinstance(value, str) or not compiled.fullmatch(value):
-            raise expected(f"expected {what}, found {value!r}")
-        return value
-
-    return BeforeValidator(check), WithJsonSchema({"type": "string", "pattern": pattern})
 
 
 def _disk(value: object) -> int:
@@ -76,28 +41,6 @@ def _disk(value: object) -> int:
     if not 2**16 <= count <= 2**44:  # a tmpfs of size 0 is one without limit
         raise expected(f"expected between 64KiB and 16TiB, or `unlimited`, found {value}")
     return count
-
-
-def _absolute(value: object) -> str:
-    if not isinstance(value, str) or not value.startswith("/") or "\0" in value or ".." in value.split("/"):
-        raise expected(f"expected an absolute path without `..`, found {value!r}")
-    return value.rstrip("/") or "/"
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        hint = f'; write "{value}" in quotes' if isinstance(value, bool | int | float) else ""
-        raise expected(f"expected a string{hint}")
-    if "\0" in value:
-        raise expected("expected a string without NUL")
-    return value
-
-
-def _reserved(value: object) -> Any:
-    if value in (None, [], {}):
-        return None
-    # The type is how `resolve` tells what cannot be enforced from what is badly written.
-    raise PydanticCustomError("unenforceable", "expected nothing: this release cannot enforce it, so it refuses it")
 
 
 def _allowed(value: object) -> Any:
@@ -113,26 +56,11 @@ def _allowed(value: object) -> Any:
     return tuple(value)
 
 
-Text = Annotated[str, BeforeValidator(_text)]
-Name = Annotated[str, *_matching(NAME_PATTERN, "a name of a-z, 0-9, `.`, `_`, `-`")]
-Variable = Annotated[str, *_matching(VARIABLE_PATTERN, "a variable name of letters, digits and `_`")]
-AbsolutePath = Annotated[str, BeforeValidator(_absolute), WithJsonSchema({"type": "string", "pattern": "^/"})]
-Reserved = Annotated[
-    None,
-    BeforeValidator(_reserved),
-    WithJsonSchema({"description": "Reserved: refused in this release.", "maxItems": 0}),
-]
 Allowed = Annotated[
     tuple[str, ...] | Literal["*"],
     BeforeValidator(_allowed),
     WithJsonSchema({"anyOf": [{"const": "*"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
-
-
-class Strict(BaseModel):
-    """A model that takes exactly what it names."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Allow(Strict):
@@ -145,18 +73,18 @@ class LimitsDocument(Strict):
     """What one box may use."""
 
     cpu: float = Field(default=1.0, ge=0.01, le=1024, description="CPUs, such as 0.5 or 2.")
-    memory: Annotated[int, *_size(2**23)] = Field(
+    memory: Annotated[int, *size(2**23)] = Field(
         default=512 * 2**20, description="Memory with its page cache; no swap."
     )
     pids: int = Field(default=128, ge=2, le=32768, description="Processes and threads of the tool; the box's init is not counted.")
-    wall: Annotated[float, *_duration(0.1)] = Field(default=60.0, description="Time from the request to the result.")
-    idle: Annotated[float, *_duration(0.1)] | None = Field(
+    wall: Annotated[float, *duration(0.1)] = Field(default=60.0, description="Time from the request to the result.")
+    idle: Annotated[float, *duration(0.1)] | None = Field(
         default=None, description="Longest silence; null for no limit."
     )
-    output: Annotated[int, *_size(1, 2**30)] = Field(
+    output: Annotated[int, *size(1, 2**30)] = Field(
         default=2**20, description="Bytes kept of each of stdout and stderr."
     )
-    result: Annotated[int, *_size(1024, 2**30)] = Field(default=8 * 2**20, description="Bytes of an MCP result.")
+    result: Annotated[int, *size(1024, 2**30)] = Field(default=8 * 2**20, description="Bytes of an MCP result.")
     disk: Annotated[
         int,
         BeforeValidator(_disk),
@@ -195,7 +123,7 @@ class FilesystemDocument(Strict):
         description="Workspace-relative patterns that are never committed without approval.",
     )
     mounts: tuple[MountDocument, ...] = Field(default=(), strict=False, description="Further directories, read-only.")
-    tmp: Annotated[int, *_size(2**16)] = Field(default=64 * 2**20, description="Size of the private /tmp.")
+    tmp: Annotated[int, *size(2**16)] = Field(default=64 * 2**20, description="Size of the private /tmp.")
 
 
 class AskDocument(Strict):
@@ -204,27 +132,21 @@ class AskDocument(Strict):
     elicitation: bool = Field(default=False, description="May it put a form or a link before the user?")
     sampling: bool = Field(default=False, description="May it have the client's model write something?")
     most: int = Field(default=10, ge=1, le=100, description="Questions of one call.")
-    wait: Annotated[float, *_duration(1)] = Field(default=300.0, description="How long one answer is waited for.")
+    wait: Annotated[float, *duration(1)] = Field(default=300.0, description="How long one answer is waited for.")
 
 
 class SessionDocument(Strict):
     """How long the box of a session is kept."""
 
-    idle: Annotated[float, *_duration(1)] = Field(default=300.0, description="Without a call.")
-    lifetime: Annotated[float, *_duration(1)] = Field(default=3600.0, description="In all.")
-
-
-class NetworkDocument(Strict):
-    """Reserved: a box has no network but its own loopback."""
-
-    egress: Reserved = None
+    idle: Annotated[float, *duration(1)] = Field(default=300.0, description="Without a call.")
+    lifetime: Annotated[float, *duration(1)] = Field(default=3600.0, description="In all.")
 
 
 class ProfileDocument(Strict):
     """A profile: what an operator allows a tool. Everything not named is denied."""
 
     extends: Name | None = Field(default=None, description="A profile whose fields this one changes; one level.")
-    image: Annotated[str, *_matching(IMAGE_PATTERN, "an image's name or sha256:<64 hex digits>")] | None = Field(
+    image: Annotated[str, *matching(IMAGE_PATTERN, "an image's name or sha256:<64 hex digits>")] | None = Field(
         default=None, description="The image's name or digest. Required, here or in the extended profile."
     )
     command: tuple[Text, ...] = Field(
@@ -248,8 +170,12 @@ class ProfileDocument(Strict):
     filesystem: FilesystemDocument = Field(default=FilesystemDocument())
     seccomp: Name = Field(default="default", description="A file of the profile folders' seccomp/ folder.")
     environment: dict[Variable, Text] = Field(default_factory=dict, description="Literal values; never secrets.")
-    network: NetworkDocument = Field(default=NetworkDocument(), description="Reserved.")
-    credentials: Reserved = None
+    network: NetworkDocument = Field(default=NetworkDocument(), description="What the box may reach. Default: nothing.")
+    credentials: dict[Name, CredentialDocument] = Field(
+        default_factory=dict,
+        max_length=MAX_CREDENTIALS,
+        description="How credentials of fumehood.yaml are used. A rule may name one that is not here: all defaults.",
+    )
     devices: Reserved = None
     user_namespace: Literal["always", "when-possible"] = Field(
         default="when-possible", description="`always` refuses an engine that cannot give the box a user namespace."

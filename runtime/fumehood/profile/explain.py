@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from fumehood.model import CommitMode, Oversize, Profile, Scope, UserNamespace, WorkspaceMode
+from fumehood.profile.explain_network import said_of_network, shown_credentials, shown_network
 from fumehood.profile.units import duration_text, size_text
 
 _UNIX_SOCKET = 1
@@ -52,8 +53,8 @@ def shown(value: Profile) -> dict[str, Any]:
         },
         "seccomp": value.seccomp.name,
         "environment": dict(value.environment),
-        "network": {"egress": []},
-        "credentials": [],
+        "network": shown_network(value),
+        "credentials": shown_credentials(value),
         "devices": [],
         "user_namespace": value.user_namespace.value,
         "accept_risk": list(value.accept_risk),
@@ -146,7 +147,7 @@ def _rest(value: Profile) -> list[str]:
     )
     names = ", ".join(name for name, _ in value.environment)
     return [
-        "It has no network but its own loopback, no credentials and no devices.",
+        *said_of_network(value),
         "It can make UNIX sockets." if sockets else "It cannot make UNIX sockets other than unnamed pairs.",
         f"It can make the system calls of the seccomp file `{value.seccomp.name}`.",
         "It cannot mount, trace, load code into the kernel, make namespaces or set setuid bits.",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fumehood.model import CommitMode, Profile, Scope, UserNamespace, WorkspaceMode
+from fumehood.profile import lint_network
 from fumehood.profile.loader import Loaded
 from fumehood.profile.problems import Problem
 from fumehood.profile.source import Path
@@ -38,11 +39,13 @@ _REACH = [WorkspaceMode.NONE, WorkspaceMode.SCRATCH, WorkspaceMode.RO, Workspace
 _COMMIT = [CommitMode.NEVER, CommitMode.ASK, CommitMode.AUTO]
 
 
-def findings(loaded: Loaded) -> list[Problem]:
-    """The warnings about a profile that loads, in the order of its lines."""
+def findings(loaded: Loaded, credentials: frozenset[str] | None = None) -> list[Problem]:
+    """The warnings about a profile that loads, in the order of its lines. `credentials` are those of the configuration, if known."""
     found = list(_widening(loaded.parent, loaded.profile)) if loaded.parent else []
     found += _without_effect(loaded)
     found += _regretted(loaded.profile)
+    if credentials is not None:
+        found += lint_network.unknown(loaded.profile, credentials)
     problems = [loaded.source.problem(path, message, level="warning") for path, message in found]
     return sorted(problems, key=lambda problem: (problem.line, problem.column, problem.message))
 
@@ -53,6 +56,7 @@ def _widening(parent: Profile, child: Profile) -> Iterator[Finding]:
     yield from _widening_names(parent, child, more)
     yield from _widening_limits(parent, child, more)
     yield from _widening_files(parent, child, more)
+    yield from lint_network.widening(parent, child, more)
     risks = sorted(set(child.accept_risk) - set(parent.accept_risk))
     loosened = child.user_namespace is UserNamespace.WHEN_POSSIBLE and parent.user_namespace is UserNamespace.ALWAYS
     other_calls = f"{more}other system calls ({child.seccomp.name} instead of {parent.seccomp.name})"
@@ -133,6 +137,9 @@ def _without_effect(loaded: Loaded) -> Iterator[Finding]:
         yield ("filesystem", "tmp"), "is more than limits.memory, against which /tmp counts"
     if value.resources == frozenset() and "resources" in own.model_fields_set:
         yield ("resources",), "allows none, which is the default"
+    if "limits" in own.network.model_fields_set and not value.network.rules:
+        yield ("network", "limits"), "has no effect: without `network.egress` there is no gate"
+    yield from lint_network.without_effect(value)
 
 
 def _regretted(value: Profile) -> Iterator[Finding]:
@@ -153,6 +160,7 @@ def _regretted(value: Profile) -> Iterator[Finding]:
         yield ("seccomp",), f"allows other system calls than the default ({value.seccomp.name})"
     for risk in value.accept_risk:
         yield ("accept_risk",), f"accepts {risk}: every receipt will say so"
+    yield from lint_network.regretted(value)
 
 
 def _regretted_variable(name: str, text: str) -> Iterator[Finding]:

@@ -25,7 +25,10 @@ from fumehood.model import (
     WorkspaceMode,
     digest_of,
 )
-from fumehood.profile.documents import DISK_UNLIMITED, Allow, ProfileDocument, Strict
+from fumehood.profile.documents import DISK_UNLIMITED, Allow, ProfileDocument
+from fumehood.profile.fields import Strict
+from fumehood.profile.network import credentials, network
+from fumehood.profile.network import judge as judge_network
 from fumehood.profile.problems import Problem
 from fumehood.profile.source import Path, Source
 
@@ -39,14 +42,18 @@ def merge(parent: ProfileDocument, child: ProfileDocument) -> ProfileDocument:
         value = getattr(child, name)
         if name in _OVERLAID and name in parent.model_fields_set:
             value = _overlay(getattr(parent, name), value)
-        elif name == "environment":
-            value = {**parent.environment, **child.environment}
+        elif name in ("environment", "credentials"):
+            value = {**getattr(parent, name), **value}
         fields[name] = value
     return parent.model_copy(update=fields)
 
 
 def _overlay(parent: Strict, child: Strict) -> Strict:
-    return parent.model_copy(update={name: getattr(child, name) for name in child.model_fields_set})
+    fields: dict[str, Any] = {}
+    for name in child.model_fields_set:
+        before, value = getattr(parent, name), getattr(child, name)
+        fields[name] = _overlay(before, value) if isinstance(value, Strict) and isinstance(before, Strict) else value
+    return parent.model_copy(update=fields)
 
 
 def judge(document: ProfileDocument, source: Source) -> list[Problem]:
@@ -97,6 +104,7 @@ def judge(document: ProfileDocument, source: Source) -> list[Problem]:
         ),
     ]
     problems = [source.problem(path, message) for wrong, path, message in found if wrong]
+    problems += [source.problem(path, message) for path, message in judge_network(document)]
     for number, pattern in enumerate(files.protect):
         if pattern.startswith("/") or ".." in pattern.split("/") or not pattern:
             path = ("filesystem", "protect", number)
@@ -151,6 +159,8 @@ def profile(name: str, document: ProfileDocument, seccomp: SeccompPolicy) -> Pro
         environment=tuple(sorted(document.environment.items())),
         user_namespace=UserNamespace(document.user_namespace),
         accept_risk=document.accept_risk,
+        network=network(document.network),
+        credentials=credentials(document),
     )
     return replace(value, digest=profile_digest(value))
 

@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import Field
 
 from fumehood.model import ArgumentTest, SeccompPolicy, SeccompRule
-from fumehood.profile.documents import Name, Strict, Text
+from fumehood.profile.fields import Name, Strict, Text
 from fumehood.profile.problems import Problem, Problems, nearest
 from fumehood.profile.source import Source
 from fumehood.profile.syscalls import SYSCALLS

@@ -39,17 +39,23 @@ def validate(source: Source, model: type[Model]) -> Model:
         value = {}
     if not isinstance(value, dict):
         raise Problems([source.problem((), f"expected a map of fields, found {_kind(value)}")])
+    return validate_part(source, model, (), value)
+
+
+def validate_part(source: Source, model: type[Model], at: Path, value: dict[str, Any]) -> Model:
+    """The map at a place of the file, or what is to be judged of it, as `model`. Raises Problems."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=True)
-        problems = [_problem(source, model, detail) for detail in details]
-        unique = {(problem.line, problem.column, problem.message): problem for problem in problems}
+        problems = [_problem(source, model, at, value, detail) for detail in details]
+        unique = {(problem.line, problem.column, problem.field, problem.message): problem for problem in problems}
         raise Problems(sorted(unique.values(), key=lambda problem: (problem.line, problem.column))) from None
 
 
-def _problem(source: Source, model: type[BaseModel], detail: ErrorDetails) -> Problem:
-    path = _field_path(source.value, detail["loc"])
+def _problem(source: Source, model: type[BaseModel], at: Path, value: Any, detail: ErrorDetails) -> Problem:
+    inner = _field_path(value, detail["loc"])
+    path = (*at, *inner)
     kind = detail["type"]
     context = detail.get("ctx", {})
     found = detail["input"]
@@ -57,7 +63,7 @@ def _problem(source: Source, model: type[BaseModel], detail: ErrorDetails) -> Pr
         return source.problem(path, detail["msg"], key=True, reason=Reason.UNENFORCEABLE)
     if kind == "extra_forbidden":
         moved = _MOVED.get(dotted(path))
-        names = _fields_at(model, path[:-1])
+        names = _fields_at(model, inner[:-1])
         hint = f"; did you mean {moved}?" if moved and path[0] not in names else nearest(str(path[-1]), names)
         if moved and path[:-1] and path[0] in names:
             hint = f"; did you mean {moved}?"

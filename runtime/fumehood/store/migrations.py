@@ -46,6 +46,37 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE records ADD COLUMN session TEXT",
         "CREATE INDEX records_of_session ON records (session, task) WHERE session IS NOT NULL",
     ),
+    3: (
+        """
+        CREATE TABLE leases (
+          lease TEXT PRIMARY KEY NOT NULL,
+          task TEXT NOT NULL REFERENCES records (task),
+          runtime_id TEXT NOT NULL, credential TEXT NOT NULL, provider TEXT NOT NULL,
+          handle TEXT NOT NULL, sealed TEXT, facts TEXT,
+          state TEXT NOT NULL CHECK (state IN ('opened', 'issued', 'closed')),
+          opened_at REAL NOT NULL, issued_at REAL, closed_at REAL, until REAL,
+          tries INTEGER NOT NULL, error TEXT, proof TEXT,
+          claimed_by TEXT, claimed_at REAL,
+          CHECK ((state = 'closed') = (closed_at IS NOT NULL AND proof IS NOT NULL))
+        ) STRICT
+        """,
+        # The sweeper asks for the few that are open among all that ever were.
+        "CREATE INDEX leases_open ON leases (lease) WHERE state <> 'closed'",
+        "CREATE INDEX leases_of_task ON leases (task, lease)",
+        """
+        CREATE TABLE egress (
+          task TEXT NOT NULL REFERENCES records (task),
+          seq INTEGER NOT NULL, at REAL NOT NULL, kind TEXT NOT NULL, facts TEXT NOT NULL,
+          PRIMARY KEY (task, seq)
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE egress_totals (
+          task TEXT PRIMARY KEY NOT NULL REFERENCES records (task),
+          entries INTEGER NOT NULL, bytes INTEGER NOT NULL, dropped INTEGER NOT NULL, counters TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+    ),
 }
 
 VERSION = max(MIGRATIONS)

@@ -7,7 +7,7 @@ imports SQLAlchemy; what our own processes ask in the course of a call is in `lo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,9 @@ from sqlalchemy import ColumnElement, RowMapping, select
 
 from fumehood.lifecycle import State
 from fumehood.store.database import Transaction
+from fumehood.store.paging import PAGE_BYTES, PAGE_ROWS, fitting
 from fumehood.store.tables import EVENTS, IS_OPEN, RECORDS, USAGE
 
-# A message is at most 192 KiB; what surrounds a page needs little of the rest.
-PAGE_BYTES = 160 * 1024
-PAGE_ROWS = 500
 _LONG = ("readback", "teardown", "files")
 
 
@@ -87,14 +85,3 @@ def as_json(row: RowMapping) -> dict[str, Any]:
     """A record as machines read it: usage grouped, the rest by column."""
     record = {name: value for name, value in row.items() if name not in (*USAGE, "timings")}
     return {**record, "usage": {name: row[name] for name in USAGE}, "timings_ms": row["timings"]}
-
-
-def fitting(rows: Iterable[Mapping[str, Any]], most: int, room: int) -> tuple[list[Mapping[str, Any]], bool]:
-    """As many rows as fit `room` bytes, and whether there are more. ASCII JSON is never shorter than what is sent."""
-    page: list[Mapping[str, Any]] = []
-    for row in rows:
-        room -= len(json.dumps(row)) + 1
-        if room < 0 or len(page) == most:
-            return page, True
-        page.append(row)
-    return page, False

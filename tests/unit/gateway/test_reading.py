@@ -103,6 +103,31 @@ def test_one_bad_server_refuses_the_whole_by_its_name(files: Files, server: str,
     assert said in error.detail
 
 
+def test_a_credential_that_the_configuration_does_not_have_refuses_the_whole(files: Files) -> None:
+    network = "network: {egress: [{http: a.example, credential: api}]}\n"
+    files.put("etc/profiles/using.yaml", PROFILE % "none" + network)
+    gateway, folders = "{servers: {x: {profile: using}}}", f"profile_folders: [{files.root}/etc/profiles]\n"
+    error = files.refused(gateway)
+    assert error.reason is Reason.CONFIG_INVALID
+    assert "gateway.servers.x: the profile using uses the credential api, which fumehood.yaml does not have" in error.detail
+    files.read(gateway, more=folders + "credentials: {api: {provider: static, token: {file: /etc/none}}}").close()
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "credentials: {api: {provider: static, token: {file: ROOT/a/token}}}",
+        "credentials: {api: {provider: static, token: {command: [ROOT/a/print]}}}",
+        "egress: {authorities: ROOT/a/ca.pem}",
+    ],
+)
+def test_what_decides_of_credentials_is_not_in_a_servers_workspace(files: Files, section: str) -> None:
+    folders = f"profile_folders: [{files.root}/etc/profiles]\n"
+    error = files.refused("{servers: {%s}}" % WRITES_A, more=folders + section.replace("ROOT", str(files.root)))  # noqa: UP031
+    assert error.reason is Reason.CONFIG_UNSAFE
+    assert "lies inside the workspace of the server `a`" in error.detail
+
+
 WRITES_A = "a: {profile: rw, workspace: ROOT/a}"
 
 

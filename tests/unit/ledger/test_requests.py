@@ -17,6 +17,10 @@ from fumehood.model import Outcome, Result
 from fumehood.reasons import Reason
 
 TASK = "0" * 26
+LEASE: dict[str, Any] = {"lease": TASK, "task": TASK, "credential": "c", "provider": "p", "handle": {}, "until": 1.0}
+CLOSED: dict[str, Any] = {"lease": TASK, "revoked": {"gone": True, "asked": "a", "answer": "b"}, "error": None}
+ENTRY: dict[str, Any] = {"at": 1.0, "kind": "dns", "facts": {}}
+LOG: dict[str, Any] = {"task": TASK, "entries": [ENTRY], "counters": {"dns": 1}}
 EVENT: dict[str, Any] = {"task": TASK, "state": "made", "at": 1.0, "facts": {}}
 
 
@@ -51,6 +55,27 @@ EVENT: dict[str, Any] = {"task": TASK, "state": "made", "at": 1.0, "facts": {}}
         ("task", {"task": "%" * 10}),
         ("tasks", {}),
         ("tasks", {"limit": 1, "tool": {"$ne": 1}}),
+        ("lease_opened", {**LEASE, "lease": "x"}),
+        ("lease_opened", {**LEASE, "runtime_id": "another's"}),
+        ("lease_opened", {**LEASE, "handle": {"x": "y" * 5000}}),
+        ("lease_opened", {name: value for name, value in LEASE.items() if name != "until"}),
+        ("lease_issued", {"lease": TASK, "until": 1.0, "sealed": {"token": "in clear"}, "facts": {}}),
+        ("lease_issued", {"lease": TASK, "until": 1.0, "sealed": "x" * 9000, "facts": {}}),
+        ("lease_closed", {**CLOSED, "revoked": {"gone": 1, "asked": "a", "answer": "b"}}),
+        ("lease_closed", {**CLOSED, "revoked": {"gone": True, "asked": "a"}}),
+        ("lease_closed", {**CLOSED, "revoked": {"gone": True, "asked": "a", "answer": "b", "at": 0.0}}),
+        ("lease_closed", {**CLOSED, "error": "x" * 2000}),
+        ("leases", {"state": "issued"}),
+        ("leases_claim", {"lease": None, "task": None, "after": None, "orphaned": None, "limit": 1}),
+        ("leases_claim", {}),
+        ("egress", {**LOG, "entries": [{**ENTRY, "facts": {"x": "y" * 3000}}]}),
+        ("egress", {**LOG, "entries": [{**ENTRY, "seq": 1}]}),
+        ("egress", {**LOG, "entries": [ENTRY] * 2000}),
+        ("egress", {**LOG, "entries": [[]]}),
+        ("egress", {**LOG, "counters": {"dns": "1"}}),
+        ("egress", {**LOG, "counters": {"dns": 1.5}}),
+        ("egress", {**LOG, "counters": {str(number): 0 for number in range(2000)}}),
+        ("egress_of", {"task": "../x"}),
     ],
 )
 def test_what_has_not_its_shape_is_refused(verb: object, args: object) -> None:

@@ -41,7 +41,7 @@ def test_lint_of_everything_that_ships_passes(run: Any) -> None:
 
 
 def test_lint_tells_every_error_and_exits_125(run: Any, shelf: Any) -> None:
-    path = shelf.put("bad", "image: a\nlimts: {}\ncredentials: [x]\n")
+    path = shelf.put("bad", "image: a\nlimts: {}\ndevices: [x]\n")
     result = run("lint", str(path))
     assert result.exit_code == 125
     assert f"{path}:2:1: limts: expected a known field; nearest valid name: limits" in result.stdout
@@ -78,7 +78,7 @@ def test_show_fills_in_defaults(run: Any) -> None:
 
 
 def test_explain_is_sentences(run: Any) -> None:
-    assert "It has no network but its own loopback" in run("explain", "mcp-server-fetch").stdout
+    assert "It has no network but its own loopback" in run("explain", "mcp-server-time").stdout
     assert all(said.endswith(".") for said in json.loads(run("explain", "node", "--json").stdout)["sentences"])
 
 

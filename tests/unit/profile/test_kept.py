@@ -233,6 +233,8 @@ def _mutations(whole: Any) -> Iterator[Any]:
     if isinstance(whole, dict):
         for key in whole:
             yield {other: value for other, value in whole.items() if other != key}
+            if key == "scope" and whole[key] == {}:
+                continue  # a credential's: any JSON object is one
             for changed in _mutations(whole[key]):
                 yield {**whole, key: changed}
     elif isinstance(whole, list) and whole:
@@ -366,6 +368,10 @@ filesystem: {workspace: ro, mounts: [{source: /srv, name: s}]}
 seccomp: tests
 environment: {A: b}
 accept_risk: [x]
+network:
+  egress: [{http: a.example, allow: ["GET /"], addresses: [10.0.0.0/8], credential: k}]
+  limits: {bytes_per_second: 1MiB}
+credentials: {k: {variable: V}}
 """
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

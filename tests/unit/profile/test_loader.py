@@ -50,7 +50,7 @@ filesystem:
 seccomp: unix-sockets
 environment: {B: "2", A: "1"}
 network: {egress: []}
-credentials: []
+credentials: {}
 devices: []
 user_namespace: always
 accept_risk: [runc-1.1.5]
@@ -153,18 +153,8 @@ def test_all_mistakes_of_a_file_are_told_at_once(shelf: Any) -> None:
     assert [line.split(": ")[1] for line in told] == ["limits.cpu", "limits.memory", "foo"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "network: {egress: [example.org]}",
-        "network: {egress: '*'}",
-        "credentials: [{provider: github}]",
-        "credentials: {github: x}",
-        "devices: [/dev/kvm]",
-    ],
-)
-def test_what_this_release_cannot_enforce_is_refused_not_ignored(shelf: Any, text: str) -> None:
-    shelf.put("p", f"image: a\n{text}\n")
+def test_what_this_release_cannot_enforce_is_refused_not_ignored(shelf: Any) -> None:
+    shelf.put("p", "image: a\ndevices: [/dev/kvm]\n")
     with pytest.raises(Refused) as caught:
         loader.load("p", shelf.folders, os.getuid())
     assert caught.value.reason is Reason.UNENFORCEABLE

@@ -10,15 +10,16 @@ import pytest
 from ruamel.yaml import YAML
 
 from fumehood.broker.filters import check_floor
-from fumehood.model import WorkspaceMode
+from fumehood.model import EgressKind, WorkspaceMode
 from fumehood.profile import loader
 from fumehood.profile.explain import sentences, shown
 from fumehood.profile.lint import findings
 
 SHIPPED = loader.shipped_folder()
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))
-GUIDE = Path(__file__).parents[3] / "docs" / "profiles.md"
-BLOCKS = re.findall(r"```yaml\n(# ([a-z]+): ([a-z0-9.-]+)\n.*?)```", GUIDE.read_text(), re.DOTALL)
+DOCS = Path(__file__).parents[3] / "docs"
+GUIDES = "".join((DOCS / name).read_text() for name in ("profiles.md", "egress.md", "credentials.md"))
+BLOCKS = re.findall(r"```yaml\n(# ([a-z]+): ([a-z0-9.-]+)\n.*?)```", GUIDES, re.DOTALL)
 # What lint has to say about a shipped profile, and rightly so: its seccomp file gives the reason.
 KNOWN = {"browser": ["allows other system calls than the default (browser)"]}
 
@@ -53,6 +54,12 @@ def test_ad_hoc_profiles_take_a_writable_workspace() -> None:
         assert profile.tools == frozenset()
 
 
+def test_fetch_reaches_what_it_names_and_only_reads() -> None:
+    fetch = loader.load("mcp-server-fetch", (SHIPPED,), os.getuid())
+    assert [(rule.kind, rule.allow) for rule in fetch.network.rules] == [(EgressKind.HTTP, ("GET /**",))]
+    assert fetch.credentials == ()
+
+
 def test_git_only_reads_and_memory_keeps_its_file_in_the_workspace() -> None:
     git = loader.load("mcp-server-git", (SHIPPED,), os.getuid())
     assert git.filesystem.workspace is WorkspaceMode.RO
@@ -63,8 +70,8 @@ def test_git_only_reads_and_memory_keeps_its_file_in_the_workspace() -> None:
 
 
 def test_the_guide_has_examples() -> None:
-    assert len(BLOCKS) >= 6
-    assert len(BLOCKS) == GUIDE.read_text().count("```yaml")
+    assert len(BLOCKS) >= 10
+    assert len(BLOCKS) == GUIDES.count("```yaml")
 
 
 @pytest.mark.parametrize(("text", "kind", "name"), BLOCKS, ids=[f"{kind}-{name}" for _, kind, name in BLOCKS])
@@ -81,3 +88,19 @@ def test_every_example_of_the_guide_loads(text: str, kind: str, name: str, shelf
 
         assert kind == "config"
         assert config.parse(text, name).file == name
+
+
+def test_the_guide_to_egress_tells_every_refusal() -> None:
+    import importlib
+    import pkgutil
+
+    from fumehood import egress
+
+    told = set(re.findall(r"`([a-z0-9_]+)`", "".join(re.findall(r"(?m)^\| (`.*?) \|", (DOCS / "egress.md").read_text()))))
+    known = {
+        value.code
+        for module in pkgutil.iter_modules(egress.__path__, "fumehood.egress.")
+        for value in vars(importlib.import_module(module.name)).values()
+        if type(value).__name__ == "Why"
+    }
+    assert known <= told

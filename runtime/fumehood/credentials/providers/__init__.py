@@ -1,0 +1,1 @@
+"""The kinds of credentials that ship, one module each; `credentials.kinds` finds them."""
