@@ -340,7 +340,7 @@ def test_a_box_that_says_nothing_is_left_alone(world: World, monkeypatch: pytest
         raw.sendall(pg_messages.request(pg_messages.SSL))
         assert raw.recv(1) == b"N"
         raw.sendall(struct.pack("!II", 4096, 3 << 16))
-            for _ in range(100):  # a byte at a time keeps nothing alive
+        for _ in range(100):  # a byte at a time keeps nothing alive
             time.sleep(0.01)
             try:
                 raw.sendall(b"a")
