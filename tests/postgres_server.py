@@ -77,8 +77,8 @@ class PostgresServer:
         return (self.folder / "log").read_text(errors="replace")
 
 
-def _as_somebody() -> list[str]:
-    """The words before a command that make it a user's without rights, who dies with us."""
+def as_somebody() -> list[str]:
+    """The words before a command that make it a user's without rights, and end it with us."""
     words = ["setpriv", "--pdeathsig", "INT"]
     return [*words, "--reuid", "postgres", "--regid", "postgres", "--clear-groups"] if os.geteuid() == 0 else words
 
@@ -107,7 +107,7 @@ def postgres_server(*, certified: Certified | None = None, **settings: str) -> I
         data = folder / "data"
         words = [BIN / "initdb", "--pgdata", data, "--username", SUPERUSER, "--pwfile", folder / "password"]
         words += ["--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync", "--no-instructions"]
-        subprocess.run([*_as_somebody(), *words], check=True, stdout=subprocess.DEVNULL, cwd="/")
+        subprocess.run([*as_somebody(), *words], check=True, stdout=subprocess.DEVNULL, cwd="/")
         (data / "pg_hba.conf").write_text(HBA)
         port = _free_port()
         lines = {
@@ -126,7 +126,7 @@ def postgres_server(*, certified: Certified | None = None, **settings: str) -> I
             conf.writelines(f"{name} = '{value}'\n" for name, value in lines.items())
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                [*_as_somebody(), BIN / "postgres", "-D", data],
+                [*as_somebody(), BIN / "postgres", "-D", data],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
