@@ -159,7 +159,7 @@ class _Half(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(0)
+        self.transport.set_write_buffer_limits(high=1, low=0)  # TLS transports stay paused for ever at 0
         self.transport.pause_reading()
 
     def begin(self) -> None:
