@@ -218,10 +218,11 @@ class _Dialer:
 @asynccontextmanager
 async def terminated(
     folder: Path, *, allow: tuple[str, ...] | None = None, use: CredentialUse | None = None, secret: Secret = SECRET,
-    insecure: bool = False, certified: str = NAME, trusted: bool = True, limits: NetworkLimits | None = None,
+    insecure: bool = False, name: str = NAME, certified: str | None = None, trusted: bool = True, limits: NetworkLimits | None = None,
     credential: str | None = None,
 ) -> AsyncIterator[Inside]:  # fmt: skip
     """A gate's handler between a server that is certified for a name, and the test."""
+    certified = certified or name
     server = Server(answers={"upload": upload, "early": early, "ws": websocket})
     upstream = Authority("upstream", [certified])
     listening = await asyncio.start_server(
@@ -231,7 +232,7 @@ async def terminated(
     accepting.setblocking(False)
     port = accepting.getsockname()[1]
     named = credential or (use.name if use is not None else None)
-    rule = EgressRule(kind=EgressKind.HTTP, name=NAME, ports=(port,), allow=allow, credential=named, insecure=insecure)
+    rule = EgressRule(kind=EgressKind.HTTP, name=name, ports=(port,), allow=allow, credential=named, insecure=insecure)
     profile = Profile(
         name="p", digest="sha256:0", image="i", seccomp=SeccompPolicy(name="s", default_errno=1, rules=()),
         network=Network(rules=(rule,)), credentials=() if use is None else (use,),
@@ -248,7 +249,7 @@ async def terminated(
     supplies = terminate.supply(task)
     pem = supplies.files[0].content if supplies.files else b""
     (folder / "ca.pem").write_bytes(pem)
-    route = Route(rule=rule, number=0, name=NAME, port=port)
+    route = Route(rule=rule, number=0, name=name, port=port)
     running: set[asyncio.Task[None]] = set()
 
     async def accept() -> None:

@@ -129,30 +129,30 @@ class Exchange:
         await self._send([self._up.send(event) or b""])
 
     async def _with_credential(self, use: CredentialUse) -> tuple[bytes, Headers]:
-        digest = await self._digest() if use.scheme is Scheme.SIGV4 else None
+        is_signed = use.scheme is Scheme.SIGV4
+        digest = await self._digest() if is_signed else None
         # Read at the last moment, with nothing awaited between here and the write: a lease may end at any other.
         secret = self._task.leases.secret(use.name)
         if secret is None:
             raise self._refused(CREDENTIAL_GONE, use.name)
         self._scrubber = inject.scrubber(use, secret, self._placeholders.token(use.name))
         try:
-            if digest is None:
-                return inject.written(self._request, use, secret)
-            return self._request.target, inject.signed(self._request, use, secret, self._place.host, digest)
+            if is_signed:
+                return self._request.target, inject.signed(self._request, secret, self._place.host, digest)
+            return inject.written(self._request, use, secret)
         except CannotInject as error:
             raise self._refused(CREDENTIAL_UNFIT, str(error)) from error
 
     def _refused(self, why: Why, detail: str) -> NotAnswered:
         return NotAnswered(Refusal(FORBIDDEN, why, detail, self._request.asked))
 
-    async def _digest(self) -> str:
-        """What SigV4 signs of the body: the client's own word where it gives one (the server checks it), or what it is."""
+    async def _digest(self) -> str | None:
+        """The body's digest, where SigV4 needs it and the client does not say it (what it says, the server checks)."""
         try:
-            said = inject.said_digest(self._request)
+            if not inject.needs_digest(self._request, self._place.host):
+                return None
         except CannotInject as error:
             raise self._refused(CREDENTIAL_UNFIT, str(error)) from error
-        if said is not None:
-            return said
         digest, size = hashlib.sha256(), 0
         if self._wire.they_are_waiting_for_100_continue:
             await self._tell(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))

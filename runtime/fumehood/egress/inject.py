@@ -16,6 +16,7 @@ import string
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote, unquote_to_bytes
 
+from fumehood.egress import sigv4
 from fumehood.egress.http_judge import FORBIDDEN, Headers, Refusal, Request
 from fumehood.egress.refusals import Why
 from fumehood.egress.scrub import Scrubber, spellings_of
@@ -43,9 +44,6 @@ _BASIC = re.compile(rb"basic +([A-Za-z0-9+/=_-]+)\s*", re.IGNORECASE)
 _UNSENDABLE = re.compile(r"[^\x20-\x7e]")
 # With them a server could send the secret back so that it is not seen: compressed, in pieces, or behind the body.
 _DROPPED = frozenset({b"accept-encoding", b"range", b"if-range", b"te", b"trailer", b"sec-websocket-extensions"})
-_DIGEST = re.compile(rb"[0-9a-f]{64}|UNSIGNED-PAYLOAD|STREAMING-UNSIGNED-PAYLOAD-TRAILER")
-_SCOPE = re.compile(rb"Credential=[^/,\s]+/[0-9]{8}/([a-z0-9-]{1,32})/([a-z0-9-]{1,32})/aws4_request")
-_SIGNED = frozenset({b"authorization", b"x-amz-date", b"x-amz-security-token", b"date"})
 _PARTS = {
     SecretForm.TOKEN: ("token",),
     SecretForm.PASSWORD: ("password",),
@@ -69,7 +67,12 @@ class Placeholders:
     @property
     def environment(self) -> dict[str, str]:
         """The variables that tell the tool its placeholders."""
-        return {use.variable: self._tokens[name] for name, use in self._uses.items() if use.variable is not None}
+        found = {use.variable: self._tokens[name] for name, use in self._uses.items() if use.variable is not None}
+        for name, use in self._uses.items():
+            if use.scheme is Scheme.SIGV4:
+                # An SDK signs with anything; the gate signs again. Its own signature tells region and service.
+                found |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), self._tokens[name])
+        return found
 
     def token(self, credential: str) -> str:
         """The placeholder of one credential."""
@@ -77,14 +80,25 @@ class Placeholders:
 
     def misplaced(self, request: Request, use: CredentialUse | None) -> Refusal | None:
         """Refuse a request with a placeholder in its head in a place that is not that credential's, or that is not this box's."""
-        for found in _in(request.target if use is None or use.query is None else _without(request, use)[0]):
+        own = self._right(use)
+        rest, theirs = _parted(request, use)
+        for found in [*_in(rest), *(each for part in theirs for each in _in(part) if each not in own)]:
             return self._refusal(found, "in the path or query", request.asked)
-        for name, value in request.headers:
-            expected = self._tokens.get(use.name) if use is not None and _is_place(use, name) else None
-            for found in _in(name) + _in(value):
-                if expected is None or found != expected.encode():
+        for name, text in request.headers:
+            expected = own if use is not None and _is_place(use, name) else ()
+            for found in _in(name) + _in(text):
+                if found not in expected:
                     return self._refusal(found, f"in the header {name.decode('latin-1')[:64]}", request.asked)
         return None
+
+    def _right(self, use: CredentialUse | None) -> frozenset[bytes]:
+        """The placeholders that may stand in a credential's place. SDKs have one AWS key, whichever rule a request meets."""
+        if use is None:
+            return frozenset()
+        alike = (
+            name for name, each in self._uses.items() if each.scheme is Scheme.SIGV4 and use.scheme is Scheme.SIGV4
+        )
+        return frozenset(self._tokens[name].encode() for name in {*alike, use.name} & self._uses.keys())
 
     def misplaced_in(self, data: bytes, asked: str) -> Refusal | None:
         """Refuse a piece of a body with a placeholder in it."""
@@ -113,23 +127,24 @@ def _in(data: bytes) -> list[bytes]:
 
 
 def _is_place(use: CredentialUse, name: bytes) -> bool:
-    if use.header is None:
+    header = "authorization" if use.scheme is Scheme.SIGV4 else use.header
+    if header is None:
         return False
     # By its aliases too: a server that reads `X_Api_Key` as `X-Api-Key` may take the client's.
-    return _ALIAS.sub(b"-", name.lower()) == _ALIAS.sub(b"-", use.header.lower().encode())
+    return _ALIAS.sub(b"-", name.lower()) == _ALIAS.sub(b"-", header.lower().encode())
 
 
-def _without(request: Request, use: CredentialUse) -> tuple[bytes, list[bytes]]:
-    """A request's target without the parameter that is the credential's, and what is left of the query."""
-    if request.query is None or use.query is None:
+def _parted(request: Request, use: CredentialUse | None) -> tuple[bytes, list[bytes]]:
+    """A request's target without the parameters that are the credential's place, and those."""
+    if request.query is None or use is None or use.query is None:
         return request.target, []
     wanted = use.query.encode()
-    kept = [
-        part
-        for part in request.query.split(b"&")
-        if unquote_to_bytes(part.split(b"=")[0].replace(b"+", b" ")) != wanted
-    ]
-    return request.path + b"?" + b"&".join(kept), kept
+    kept: list[bytes] = []
+    theirs: list[bytes] = []
+    for part in request.query.split(b"&"):
+        name = unquote_to_bytes(part.split(b"=")[0].replace(b"+", b" "))
+        (theirs if name == wanted else kept).append(part)
+    return request.path + (b"?" + b"&".join(kept) if kept else b""), theirs
 
 
 def value(use: CredentialUse, secret: Secret) -> str:
@@ -156,10 +171,8 @@ def user_of(use: CredentialUse, secret: Secret) -> str | None:
 
 def written(request: Request, use: CredentialUse, secret: Secret) -> tuple[bytes, Headers]:
     """Target and headers with the credential in its place, and without what could bring it back unseen. Raises CannotInject."""
-    headers = plain_headers(request, use)
-    if use.scheme is Scheme.SIGV4:
-        return request.target, headers
     text = value(use, secret)
+    headers = [(name, client) for name, client in plain_headers(request) if not _is_place(use, name)]
     if use.header is not None:
         return request.target, [*headers, (use.header.lower().encode(), text.encode())]
     if use.query is None:
@@ -167,9 +180,9 @@ def written(request: Request, use: CredentialUse, secret: Secret) -> tuple[bytes
     if request.query is not None and b";" in request.query:
         # Some servers split a query there too, and would find the client's own parameter first.
         raise CannotInject("a query with `;` may hold the parameter twice")
-    _, kept = _without(request, use)
+    rest, _ = _parted(request, use)
     parameter = f"{quote(use.query, safe='')}={quote(text, safe='')}".encode()
-    return request.path + b"?" + b"&".join([*kept, parameter]), headers
+    return rest + (b"&" if b"?" in rest else b"?") + parameter, headers
 
 
 def length(secret: Secret) -> int:
@@ -177,42 +190,29 @@ def length(secret: Secret) -> int:
     return max((len(secret.parts.get(part, "")) for part in _PARTS[secret.form]), default=0)
 
 
-def said_digest(request: Request) -> str | None:
-    """What a request says of its own body for SigV4; None when it says nothing. Raises CannotInject."""
-    said = dict(request.headers).get(b"x-amz-content-sha256")
-    if said is None:
-        return None
-    if _DIGEST.fullmatch(said) is None:
-        # Each chunk is signed with the placeholder, and only a client with the key could sign it anew.
-        raise CannotInject("signed chunks; configure the client for unsigned payloads")
-    return said.decode()
+def needs_digest(request: Request, host: bytes) -> bool:
+    """Whether SigV4 takes the digest of a body that has to be read for it. Raises CannotInject."""
+    try:
+        scope = sigv4.scope_of(host.decode(), request.headers)
+        return sigv4.payload_of(scope.service, request.headers, None) is None
+    except sigv4.CannotSign as error:
+        raise CannotInject(str(error)) from error
 
 
-def signed(request: Request, use: CredentialUse, secret: Secret, host: bytes, digest: str) -> Headers:
-    """The headers of a request signed with SigV4, for the region and service that the client signed it for. Raises CannotInject."""
-    from fumehood.egress import sigv4
-
-    if secret.form is not SecretForm.AWS:
-        raise CannotInject("scheme `sigv4` needs an AWS credential")
-    scope = next(
-        (found for name, text in request.headers if name == b"authorization" and (found := _SCOPE.search(text))), None
-    )
-    if scope is None:
-        raise CannotInject("the client did not sign it: region and service are not known")
-    headers = [(name, text) for name, text in plain_headers(request, use) if name not in _SIGNED]
-    return sigv4.sign(
-        method=request.method, host=host, target=request.target, headers=headers, body_digest=digest,
-        secret_parts=secret.parts, region=scope[1].decode(), service=scope[2].decode(), now=dt.datetime.now(dt.UTC),
-    )  # fmt: skip
+def signed(request: Request, secret: Secret, host: bytes, digest: str | None) -> Headers:
+    """The headers of a request signed anew with SigV4; `digest` is the body's, where it was needed. Raises CannotInject."""
+    headers = plain_headers(request)
+    try:
+        return sigv4.sign(
+            request.method, host.decode(), request.target, headers, secret, digest=digest, now=dt.datetime.now(dt.UTC)
+        )
+    except sigv4.CannotSign as error:
+        raise CannotInject(str(error)) from error
 
 
-def plain_headers(request: Request, use: CredentialUse) -> Headers:
-    """The client's headers without those of the credential's place, and without those that an injected request must not have."""
-    kept = [
-        (name, value)
-        for name, value in request.headers
-        if name not in _DROPPED and not name.startswith(b"proxy-") and not _is_place(use, name)
-    ]
+def plain_headers(request: Request) -> Headers:
+    """The client's headers without those that an injected request must not have."""
+    kept = [(name, text) for name, text in request.headers if name not in _DROPPED and not name.startswith(b"proxy-")]
     return [*kept, (b"accept-encoding", b"identity")]
 
 
