@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from fumehood.egress.limits import HIGH_WATER_BYTES, Budget
+from fumehood.egress.limits import Budget
 
 _WRITE_BYTES = 128 * 1024
+_HIGH_WATER_BYTES = 256 * 2**10  # what is read ahead before the other side is paused
 
 
 class Stream(asyncio.Protocol):
@@ -89,7 +90,7 @@ class Stream(asyncio.Protocol):
         self._pieces.append(data)
         self._held += len(data)
         self._budget.change(len(data))
-        if not self._paused and (self._held >= HIGH_WATER_BYTES or self._budget.is_tight):
+        if not self._paused and (self._held >= _HIGH_WATER_BYTES or self._budget.is_tight):
             self._paused = True
             self.transport.pause_reading()
         self._wake(self._reader)
