@@ -26,6 +26,7 @@ LISTEN = (
 GATE = """
 import asyncio, contextlib, json, os, socket, sys
 import fumehood.egress
+from fumehood.faults import FumehoodError
 from fumehood.model import SuppliedFile, Supplies
 from fumehood.ports import Listen
 
@@ -66,11 +67,27 @@ def note(sock, saw):
             if place not in saw["refused"]:
                 saw["refused"].append(place)
 
+def own(family, kind):
+    try:
+        socket.socket(family, kind).close()
+    except OSError as error:
+        return error.errno
+    return 0
+
+async def lie(broker, task, listen):
+    try:
+        _, fds = await broker._ask_fds("network", {"task": task, "listen": listen})
+    except FumehoodError as error:
+        return [error.reason.value, error.detail]
+    return [len(fds), ""]
+
 @contextlib.asynccontextmanager
 async def gate(plan, leases, box, ports):
     loop = asyncio.get_running_loop()
     made = await ports.broker.network(plan.call.task, [Listen(**each) for each in WANTED["listen"]])
     saw = {"facts": dict(made.facts), "accepted": [], "dns": [], "refused": [], "longest": 0}
+    saw["own"] = {name: own(getattr(socket, name), socket.SOCK_RAW) for name in ("AF_PACKET", "AF_NETLINK")}
+    saw["lies"] = {name: await lie(ports.broker, plan.call.task, listen) for name, listen in WANTED["lies"].items()}
     readers = [(accept, fd) for pair in (made.dns_tcp, *made.listeners) for fd in pair] + [(answer, fd) for fd in made.dns_udp]
     sockets = [(read, socket.socket(fileno=fd)) for read, fd in (*readers, (note, made.packets))]
     for read, sock in sockets:
@@ -89,9 +106,9 @@ fumehood.egress.gate = gate
 """
 
 
-def wish(listen: Sequence[Mapping[str, Any]] = LISTEN, files: Sequence[Mapping[str, Any]] = ()) -> dict[str, str]:
-    """The environment that tells the gate what to ask for."""
-    return {"FENCE": json.dumps({"listen": [*listen], "files": [*files]})}
+def wish(files: Sequence[Mapping[str, Any]] = (), lies: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """The environment that tells the gate what to ask for; `lies` are lists that a taken-over worker could ask to listen at."""
+    return {"FENCE": json.dumps({"listen": LISTEN, "files": [*files], "lies": lies or {}})}
 
 
 def seen(done: Done) -> dict[str, Any]:

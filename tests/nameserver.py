@@ -28,7 +28,7 @@ class Nameserver(asyncio.DatagramProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.DatagramTransport", transport)
-        self.place = "127.0.0.1:%d" % transport.get_extra_info("sockname")[1]
+        self.place = f"127.0.0.1:{transport.get_extra_info('sockname')[1]}"
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         query = dns.message.from_wire(data)

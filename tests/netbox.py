@@ -13,16 +13,34 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import fakes
 from fumehood.egress import gating
-from fumehood.model import Deny, EgressKind, EgressRule, Kind, Network, NetworkLimits, Plan, Secret, Supplies
-from fumehood.model import Decision, Frame, Binding, Grant, Image, UserNamespace, Verdict, Verified, WorkspaceMode
+from fumehood.model import (
+    Binding,
+    Decision,
+    EgressKind,
+    EgressRule,
+    Frame,
+    Grant,
+    Image,
+    Kind,
+    Network,
+    NetworkLimits,
+    Plan,
+    Secret,
+    Supplies,
+    UserNamespace,
+    Verdict,
+    Verified,
+    WorkspaceMode,
+)
 from fumehood.ports import Listen, Outward, Ports, Sockets
 from fumehood.residence import WayOut
 
@@ -71,6 +89,14 @@ class NetBox:
         assert status == 0, err
         return out.strip()
 
+    def hold(self, code: str, *args: str) -> subprocess.Popen[str]:
+        """Begin to run a few lines of Python in it, and return when they have printed a line, without a turn of the loop."""
+        argv = ("nsenter", f"--net=/proc/{self.pid}/ns/net", sys.executable, "-E", "-S", "-c", _PRELUDE + code, *args)
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
     def close(self) -> None:
         self._ours.close()
         os.kill(self.pid, signal.SIGKILL)
@@ -83,6 +109,9 @@ socket.setdefaulttimeout(10)
 def connect(name, port):
     family, kind, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
     s = socket.socket(family, kind); s.settimeout(10); s.connect(address); return s
+def knock(name, port):
+    # What comes first: a byte, or how the connection ends.
+    return said(lambda: connect(name, port).recv(1))
 def said(function, *args):
     try: return function(*args)
     except OSError as error: return type(error).__name__ if not error.errno or error.errno < 0 else errno.errorcode[error.errno]
@@ -171,12 +200,8 @@ class Gated:
 
     async def log(self, kind: str, *, count: int = 1) -> list[Mapping[str, Any]]:
         """The facts of the first entries of a kind, when they are there."""
-        async with asyncio.timeout(DEADLINE_S):
-            while True:
-                found = [dict(entry.facts) for entry in self.entries() if entry.kind == kind]
-                if len(found) >= count:
-                    return found
-                await asyncio.sleep(0.01)
+        await until(lambda: sum(entry.kind == kind for entry in self.entries()) >= count)
+        return [dict(entry.facts) for entry in self.entries() if entry.kind == kind]
 
     def entries(self) -> list[Any]:
         written = self.ledger.egress_log.get(self.plan.call.task, [])
@@ -186,6 +211,13 @@ class Gated:
     @property
     def task(self) -> Any:
         return self.gate._task  # type: ignore[attr-defined]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Return when something that the loop brings about has come about."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not holds():  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

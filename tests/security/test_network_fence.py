@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from fencing import GATE, LISTEN, WAYS, fenced, networks, seen, wish
 from lab import Lab, boxed, gone, needs_oci, pids
+from userlab import UserLab
 
 PROBES = (Path(__file__).parent / "inside" / "fence.py").read_text()
 NAME_SERVERS = ["127.0.0.53", "2001:4860:4860::8888", "8.8.8.8", "::1"]
@@ -26,6 +28,14 @@ FILES = (
     {"name": "secrets/deep/token", "text": "a secret"},
 )
 METADATA = ["169.254.169.254", "fd00:ec2::254"]
+ANYWHERE = {"v4": None, "v6": None}
+LIES = {
+    "a second gate": [],
+    "an address of the host's": [{"v4": "127.0.0.1", "v6": "::1", "port": 80}],
+    "the gate's DNS": [{**ANYWHERE, "port": 53}],
+    "too many": [{**ANYWHERE, "port": port} for port in range(1000, 1061)],
+    "two at one place": 2 * [{**ANYWHERE, "port": 80}],
+}
 STAYS = "import sys; print('up', flush=True); sys.stdin.read()  # {marker}"
 
 
@@ -63,15 +73,11 @@ def tried(lab: Lab, way: tuple[str, str], host: dict[str, Any]) -> dict[str, Any
     """Every attempt's result, what the gate saw of them, and the record of it."""
     engine, profile = way
     wanted = json.dumps({name: host[name] for name in ("listed", "refused", "datagrams")})
-    done = lab.attacked(GATE, engine, "python3", "-", wanted, profile=profile, input=PROBES, env=wish(files=FILES))
+    done = lab.attacked(GATE, engine, "python3", "-", wanted, profile=profile, input=PROBES, env=wish(FILES, LIES))
     assert done.status == 0, (done.stdout, done.stderr)
+    assert lab.left() == []
     shown = lab.fumehood("task", done.said["task"], "--json").said
     return {**json.loads(done.told), "saw": seen(done), "record": shown, "host": host}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_left(nothing_left: None) -> None:
-    pass
 
 
 def _event(tried: dict[str, Any], name: str) -> dict[str, Any]:
@@ -121,6 +127,18 @@ def test_no_socket_that_goes_round_the_gate_can_be_made(tried: dict[str, Any]) -
     assert len(tried["families"]) == 14
 
 
+def test_the_worker_serves_such_sockets_and_can_make_none(tried: dict[str, Any]) -> None:
+    assert tried["saw"]["own"] == dict.fromkeys(("AF_PACKET", "AF_NETLINK"), errno.EAFNOSUPPORT)
+    assert tried["saw"]["accepted"]
+    assert tried["saw"]["refused"]
+
+
+def test_a_taken_over_worker_gets_no_other_gate(tried: dict[str, Any]) -> None:
+    assert tried["saw"]["lies"].keys() == LIES.keys()
+    assert {reason for reason, _ in tried["saw"]["lies"].values()} == {"bad_request"}
+    assert len({detail for _, detail in tried["saw"]["lies"].values()}) == len(LIES)  # each for its own reason
+
+
 def test_routes_and_settings_are_not_the_tools_to_change(tried: dict[str, Any]) -> None:
     assert tried["route"] == "ok EPERM"
     assert tried["settings"] in {"EROFS", "EACCES", "EPERM"}
@@ -156,7 +174,7 @@ for family, protocol, kind, address in ((2, 1, 8, "1.2.3.4"), (2, 1, 8, "198.18.
         if family == 2:
             total = sum(struct.unpack("!4H", body)); total = (total & 0xffff) + (total >> 16)
             body = struct.pack("!BBHHH", kind, 0, ~total & 0xffff, 7, 1)
-        sock.settimeout(0.3)
+        sock.settimeout(0.1)
         sock.sendto(body, (address, 0))
         answers = []
         try:
@@ -175,6 +193,7 @@ def _in_network_of(pid: int, code: str) -> list[str]:
     return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")[:-1]
 
 
+@pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("victim", ["worker", "broker"])
 def test_a_killed_process_of_ours_leaves_no_network_behind(lab: Lab, way: tuple[str, str], victim: str) -> None:
     engine, profile = way
@@ -184,7 +203,7 @@ def test_a_killed_process_of_ours_leaves_no_network_behind(lab: Lab, way: tuple[
         tool = boxed(marker)
         network = networks(tool)
         ours = live.ours()
-        # Two copies of one question: that a broker's thread came back from the box, and that none stayed there.
+        # The thread that was in the box has ended there.
         assert networks(ours["broker"]) == networks(os.getpid())
         if victim == "worker":
             # A question of root's, who alone can ask it: no address answers an echo, unless told to.
@@ -203,40 +222,14 @@ def _networks_of(pid: int) -> set[str]:
         return set()
 
 
-LIES = {
-    "at an address of the host's": "args['listen'] = [{'v4': '127.0.0.1', 'v6': '::1', 'port': 80}]",
-    "where its DNS is": "args['listen'] = [{'v4': None, 'v6': None, 'port': 53}]",
-    "too often": "args['listen'] = [{'v4': None, 'v6': None, 'port': number} for number in range(1000, 1061)]",
-    "twice at one place": "args['listen'] = 2 * [{'v4': None, 'v6': None, 'port': 80}]",
-}
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_a_taken_over_worker_gets_no_gate_that_listens(lab: Lab, lie: str) -> None:
-    patch = f"""{GATE}
-from fumehood.asking import Asker
-honest = Asker.ask
-async def ask(self, verb, args, fds=()):
-    if verb == "network":
-        args = dict(args)
-        {LIES[lie]}
-    return await honest(self, verb, args, fds)
-Asker.ask = ask
-"""
-    done = lab.attacked(patch, "oci", "python3", "-c", "print('ran')", env=wish())
-    assert done.said["reason"] == "bad_request", done.said
-    assert done.said["stdout"] == ""
-
-
-def test_a_gate_is_made_once_and_before_the_call_is_bound(lab: Lab) -> None:
-    patch = f"""{GATE}
-from fumehood.brokering import BrokerClient
-honest = BrokerClient.bind
-async def bind(self, task, binding, supplies):
-    facts = await honest(self, task, binding, supplies)
-    await self.network(task, [])
-    return facts
-BrokerClient.bind = bind
-"""
-    done = lab.attacked(patch, "oci", "python3", "-c", "print('ran')", env=wish())
-    assert (done.said["reason"], done.said["stdout"]) == ("bad_request", ""), done.said
+def test_the_fence_stands_without_root(user_lab: UserLab, host: dict[str, Any]) -> None:
+    wanted = json.dumps({name: host[name] for name in ("listed", "refused", "datagrams")})
+    done = user_lab.attacked(GATE, "oci", "python3", "-", wanted, input=PROBES, env=wish(FILES))
+    assert done.status == 0, (done.stdout, done.stderr)
+    told, saw = json.loads(done.told), seen(done)
+    assert told["listed"] == {f"{address} {port}": f"ok {address} {port}" for address, port in host["listed"]}
+    assert {*told["refused"].values(), *told["datagrams"].values()} == {"ECONNREFUSED"}
+    assert set(told["dns"].values()) == {"ok answer"}
+    assert {"tcp", "udp"} == {kind for kind, _, _ in saw["refused"]}
+    assert told["files"]["/run/secrets/deep/token"] == ["0o400", True, "a secret"]
+    assert user_lab.left() == []

@@ -11,11 +11,10 @@ Only the network namespace is entered, never a mount namespace (rule 2): what th
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import os
-import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from fumehood.broker import processes
@@ -34,6 +33,7 @@ def inside_network(pidfd: int, work: Callable[[], Made]) -> Made:
     """
     returned: list[Made] = []
     raised: list[BaseException] = []
+    done = _thread.allocate_lock()
 
     def visit() -> None:
         try:
@@ -41,10 +41,13 @@ def inside_network(pidfd: int, work: Callable[[], Made]) -> Made:
             returned.append(work())
         except BaseException as error:  # noqa: BLE001 - raised again by who waits
             raised.append(error)
+        finally:
+            done.release()
 
-    thread = threading.Thread(target=visit, name="inside-a-box", daemon=True)
-    thread.start()
-    thread.join()
+    done.acquire()
+    # Not threading.Thread: that waits for the start as well as for the end, which is a tenth of what a gate may cost.
+    _thread.start_new_thread(visit, ())
+    done.acquire()
     if raised:
         raise raised[0]
     if not processes.alive(pidfd):
@@ -54,7 +57,7 @@ def inside_network(pidfd: int, work: Callable[[], Made]) -> Made:
 
 def own_network() -> str:
     """The calling thread's network namespace, as `net:[NUMBER]`."""
-    return str(Path("/proc/thread-self/ns/net").readlink())
+    return f"net:[{os.stat('/proc/thread-self/ns/net').st_ino}]"  # noqa: PTH116 - three of these a gate, and a Path takes 30 us
 
 
 def _enter(pidfd: int) -> None:

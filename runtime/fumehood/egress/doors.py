@@ -98,7 +98,11 @@ class Doors:
                 timer.cancel()
             for each in self._all:
                 self._loop.remove_reader(each)
-                each.close()
+            for each in self._all:
+                if each.family != socket.AF_PACKET:
+                    each.close()
+                else:  # takes the kernel 10 ms, in which everybody else would stand still
+                    self._loop.run_in_executor(None, each.close)
 
     @property
     def _current(self) -> GateTask:
@@ -159,7 +163,8 @@ class Doors:
     def _on_connection(self, door: socket.socket) -> None:
         for _ in range(_AT_ONCE):
             task = self._open
-            if task is not None and (wait_s := task.meter.accepts.wait_s(self._loop.time())) > 0:
+            # A handshake costs us time, a reset next to none: what is over the cap does not wait for its turn.
+            if task is not None and not self._is_full(task) and (wait_s := task.meter.accepts.wait_s(self._loop.time())) > 0:
                 self._rest(door, wait_s)
                 return
             try:
@@ -175,7 +180,6 @@ class Doors:
                 self._outside.egress_log.counters["refused_while_shut"] += 1
                 reset(connection)
                 continue
-            task.meter.accepts.take(self._loop.time())
             self._admit(connection, door in self._dns_tcp, task)
 
     def _admit(self, connection: socket.socket, is_dns: bool, task: GateTask) -> None:
@@ -184,6 +188,7 @@ class Doors:
                 reset(connection)
                 task.refuse(TOO_MANY_QUESTIONS, connections=_MOST_DNS_CONNECTIONS)
                 return
+            task.meter.accepts.take(self._loop.time())
             self._run(self._dns_connections, connection, None, task)
             return
         try:
@@ -195,7 +200,11 @@ class Doors:
             reset(connection)
             task.refuse(refusal.why, **refusal.facts)
             return
+        task.meter.accepts.take(self._loop.time())
         self._run(self._connections, connection, route, task)
+
+    def _is_full(self, task: GateTask) -> bool:
+        return len(self._connections) >= task.meter.connections_most
 
     def _judge(self, connection: socket.socket, task: GateTask) -> Route:
         """What a connection is for, and whether there is room for it; its memory is taken. Raises Rejected, OSError."""
@@ -206,7 +215,7 @@ class Doors:
         route = self._names.route(name, port)
         if route is None:
             raise Rejected(PORT_NOT_LISTED, name=name, port=port)
-        if len(self._connections) >= task.meter.connections_most:
+        if self._is_full(task):
             raise Rejected(TOO_MANY_CONNECTIONS, name=name, port=port, limit=task.meter.connections_most)
         if task.egress_log.is_broken or not self._budget.take(CONNECTION_BYTES):
             raise Rejected(NO_MEMORY, name=name, port=port)

@@ -18,7 +18,8 @@ BYTES_IN = Why("bytes_in", "the call has received all it may", "Raise `network.l
 MOST_CONNECTIONS = 256  # of one task, whatever its profile says
 HEAD_S = 5.0  # for a whole ClientHello or HTTP head, however it drips
 CONNECTION_BYTES = 32 * 2**10  # what a connection takes before it buffers anything
-HIGH_WATER_BYTES = 256 * 2**10  # what one direction of a connection buffers before its source is paused
+READ_BYTES = 256 * 2**10  # at once, of one direction of a connection; less where a rate is kept, which it would overshoot
+_QUESTIONS_AT_ONCE_S = 3.0  # a program that starts asks for many names, each twice
 _ACCEPTS_PER_S, _ACCEPTS_AT_ONCE = 64.0, 128.0
 
 
@@ -70,10 +71,11 @@ class Meter:
         self.connections_most = min(limits.connections, MOST_CONNECTIONS)
         self.bytes_out = 0
         self.bytes_in = 0
-        self.questions = Bucket(float(limits.dns_per_second), float(limits.dns_per_second))
+        self.questions = Bucket(float(limits.dns_per_second), _QUESTIONS_AT_ONCE_S * limits.dns_per_second)
         self.accepts = Bucket(_ACCEPTS_PER_S, _ACCEPTS_AT_ONCE)
         rate = limits.bytes_per_second
         self._rate = Bucket(None if rate is None else float(rate), float(rate or 0))
+        self.read_bytes = READ_BYTES if rate is None else max(1024, min(READ_BYTES, rate // 16))
 
     def sent(self, count: int, now_s: float) -> float:
         """Bytes about to leave the box for the world; the seconds to wait before the next. Raises Rejected(BYTES_OUT)."""
@@ -100,8 +102,8 @@ class Budget:
 
     @property
     def is_tight(self) -> bool:
-        """Whether nothing may be buffered ahead."""
-        return self.used_bytes >= self.most_bytes
+        """Whether nothing may be buffered ahead: half of it is kept for new connections, so that unread downloads block none."""
+        return self.used_bytes >= self.most_bytes // 2
 
     def take(self, count: int) -> bool:
         """Take memory for something new, unless there is none."""

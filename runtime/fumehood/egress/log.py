@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from fumehood.faults import LedgerGone
+from fumehood.faults import FumehoodError
 from fumehood.ports import Clock, EgressEntry, Ledger
 
 MOST_BYTES = 2**20
@@ -68,7 +68,7 @@ class EgressLog:
         await self.flush()
 
     async def flush(self) -> None:
-        """Write what there is. A ledger that is gone breaks the log; its call is refused by the record's own end."""
+        """Write what there is. A ledger that does not take it breaks the log."""
         async with self._writing:
             while (self._pending or dict(self.counters) != self._flushed) and not self.is_broken:
                 taken, size = 0, 0
@@ -78,7 +78,7 @@ class EgressLog:
                 counters = dict(self.counters)
                 try:
                     await self._ledger.egress(self.task, [entry for entry, _ in self._pending[:taken]], counters)
-                except LedgerGone:
+                except FumehoodError:
                     self.is_broken = True
                 del self._pending[:taken]
                 self._flushed = counters

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import cast
 
 from fumehood.egress import hello
-from fumehood.egress.limits import CONNECTION_BYTES, HEAD_S
+from fumehood.egress.limits import CONNECTION_BYTES, HEAD_S, READ_BYTES
 from fumehood.egress.names import Route
 from fumehood.egress.refusals import Rejected, Why
 from fumehood.egress.task import GateTask, reset, reset_transport
@@ -23,10 +23,9 @@ from fumehood.model import EgressKind
 
 HEAD_TOO_SLOW = Why("head_too_slow", "the connection did not begin in time", "Send the whole hello or head at once.")
 
-_READ_BYTES = 256 * 2**10
 _RESERVED_BYTES = CONNECTION_BYTES // 2  # of one direction: taken when the connection was accepted
 _SEND_BUFFER_BYTES = 512 * 2**10  # toward the box; the kernel would grow it to megabytes for a reader that does not read
-_scratch = memoryview(bytearray(_READ_BYTES))  # one for all: what is read into it is copied before the next read
+_scratch = memoryview(bytearray(READ_BYTES))  # one for all: what is read into it is copied before the next read
 
 
 async def serve(connection: socket.socket, route: Route, task: GateTask) -> None:
@@ -153,23 +152,39 @@ class _Half(asyncio.BufferedProtocol):
         self._held_bytes = 0  # of our transport's buffer, beyond what is reserved
         self._is_stuffed = False  # the peer takes no more for now
         self._timer: asyncio.TimerHandle | None = None
+        # A transport reads before its other side has one, whatever it is told: what comes early waits here.
         self._has_begun = False
+        self._early = b""
+        self._error: Exception | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(0)
+        self.transport.set_write_buffer_limits(high=1, low=0)  # TLS transports stay paused for ever at 0
         self.transport.pause_reading()
 
     def begin(self) -> None:
-        """Read from here on."""
+        """Pass on what came early, and read from here on; both sides have a transport now."""
         self._has_begun = True
+        if self._early:
+            early, self._early = self._early, b""
+            self.pass_on(early)
+        if self._has_ended and not self.eof_received() and self.transport is not None:
+            self.transport.close()
+        if self.is_lost:
+            self._tell_peer()
         self._read_again()
 
     def get_buffer(self, _sizehint: int) -> memoryview:
-        return _scratch[:_RESERVED_BYTES] if self._pair.task.budget.is_tight else _scratch
+        task = self._pair.task
+        return _scratch[: min(task.meter.read_bytes, _RESERVED_BYTES if task.budget.is_tight else READ_BYTES)]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.pass_on(bytes(_scratch[:nbytes]))
+        data = bytes(_scratch[:nbytes])
+        if self._has_begun:
+            self.pass_on(data)
+        else:
+            self._early += data
+            self._pause()
 
     def pass_on(self, data: bytes) -> None:
         """Count, and write to the other side."""
@@ -179,14 +194,16 @@ class _Half(asyncio.BufferedProtocol):
             self._pair.fail(error)
             return
         self.count += len(data)
-        if self.peer.transport is not None:
-            self.peer.transport.write(data)
+        assert self.peer.transport is not None  # noqa: S101 - nothing is passed on before there is
+        self.peer.transport.write(data)
         if wait_s > 0:
             self._pause()
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._go_on)
 
     def eof_received(self) -> bool:
         self._has_ended = True
+        if not self._has_begun:
+            return True
         other = self.peer.transport
         if other is None or self.transport is None or self.peer.is_lost:
             return False
@@ -209,12 +226,16 @@ class _Half(asyncio.BufferedProtocol):
         self.peer._read_again()  # noqa: SLF001
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.is_lost = True
+        self.is_lost, self._error = True, exc
         self._hold(0)
         self._stop_timer()
+        if self._has_begun:
+            self._tell_peer()
+
+    def _tell_peer(self) -> None:
         other = self.peer.transport
         if other is not None and not self.peer.is_lost:
-            if exc is None:
+            if self._error is None:
                 other.close()
             else:
                 reset_transport(other)

@@ -23,7 +23,7 @@ def test_public_addresses_are_allowed_whatever_else_is_named(address: str) -> No
 
 @pytest.mark.parametrize(
     "address",
-    ["10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "127.0.0.1", "127.255.0.1", METADATA, "0.0.0.0", "0.1.2.3", "224.0.0.1",
+    ["10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "127.0.0.1", "127.255.0.1", METADATA, "0.1.2.3", "224.0.0.1",
      "239.1.1.1", "240.0.0.1", "255.255.255.255", "192.0.0.1", "192.0.2.1", "198.18.0.2", "198.51.100.1", "203.0.113.1", "192.88.99.1",
      "168.63.129.16", "100.100.100.200",
      "::", "::1", "fe80::1", "fec0::1", "fc00::1", "fd53::2", "fd00:ec2::254", "ff02::1", "2001:db8::1", "3fff::1", "5f00::1", "100::1",
@@ -47,7 +47,7 @@ def test_what_a_rule_names_is_allowed(address: str, network: str) -> None:
 @pytest.mark.parametrize(
     ("address", "network"),
     [(METADATA, "0.0.0.0/0"), ("127.0.0.1", "0.0.0.0/0"), ("::1", "::/0"), ("fe80::1", "::/0"), ("100.100.100.200", "100.64.0.0/10"),
-     ("fd00:ec2::254", "fd00::/8"), ("168.63.129.16", "168.63.0.0/16"), ("224.0.0.1", "224.0.0.0/4"), ("0.0.0.0", "0.0.0.0/0"),
+     ("fd00:ec2::254", "fd00::/8"), ("168.63.129.16", "168.63.0.0/16"), ("224.0.0.1", "224.0.0.0/4"), ("0.1.0.0", "0.0.0.0/0"),
      ("::", "::/0"), ("ff02::1", "ff00::/8"), ("255.255.255.255", "0.0.0.0/0")],
 )  # fmt: skip
 def test_a_wide_range_names_neither_loopback_nor_metadata_nor_what_is_no_host(address: str, network: str) -> None:
@@ -73,6 +73,10 @@ def test_a_sites_nat64_may_be_named_and_still_leads_to_no_private_address() -> N
     assert wrong("64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1::/48") is not None, "RFC 6052's form for a prefix of 48 bits"
     assert wrong("64:ff9b:1:aa:a9:fea9:fe00:0", "64:ff9b:1::/48") is not None, "for one of 56"
     assert wrong("64:ff9b:1:aaaa:a9:fea9:fe00:0", "64:ff9b:1::/48") is not None, "for one of 64"
+
+
+def test_the_unspecified_address_is_never_dialled_because_it_is_this_host() -> None:
+    assert judge(ipaddress.IPv4Address(0), named(("0.0.0.0/0", "0.0.0.0/32"))) is not None
 
 
 def test_an_address_with_a_scope_is_refused() -> None:

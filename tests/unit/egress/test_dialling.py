@@ -81,7 +81,7 @@ async def test_an_alias_is_judged_by_where_it_ends() -> None:
 
 async def test_this_hosts_own_address_on_the_internet_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     # Loopback stands in for a public address of the host: both are where packets come back to.
-    monkeypatch.setattr("fumehood.egress.dial.judge", lambda address, ranges: None)
+    monkeypatch.setattr("fumehood.egress.dial.judge", lambda *_: None)
     async with nameserver({"api.example": ["127.0.0.1"]}) as server, listener() as port:
         found, facts = await why("api.example", port, dialer(server), ())
         assert found is ADDRESS_NOT_ALLOWED
@@ -196,7 +196,7 @@ class Proxy:
 async def proxy(serving: Proxy) -> AsyncIterator[str]:
     server = await asyncio.start_server(serving.serve, "127.0.0.1", 0)
     try:
-        yield "http://127.0.0.1:%d" % server.sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
 
