@@ -36,7 +36,7 @@ TLS_INSIDE = Why(
 TLS_UPSTREAM = Why(
     "tls_upstream",
     "the server did not prove that it is this name",
-    "Name its authority in `network.authorities` of fumehood.yaml, if it is an own one.",
+    "Name its authority in `egress.authorities` of fumehood.yaml, if it is an own one.",
 )
 CLIENT_SLOW = Why("http_slow", "no whole head came in time", "Send a head at once.")
 

@@ -67,5 +67,5 @@ def upstream_context(operators: str | None) -> ssl.SSLContext:
         if operators:
             context.load_verify_locations(cadata=operators)
     except (ssl.SSLError, ValueError) as error:
-        raise FumehoodError(Reason.CONFIG_INVALID, f"network.authorities: {error}") from error
+        raise FumehoodError(Reason.CONFIG_INVALID, f"egress.authorities: {error}") from error
     return context
