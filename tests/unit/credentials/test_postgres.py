@@ -9,13 +9,13 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from postgres_server import PostgresServer, postgres_server
 
 from fumehood.credentials.kinds import find
 from fumehood.faults import FumehoodError
 from fumehood.model import SecretForm
 from fumehood.ports import CredentialProvider, Issued, LeaseRequest
 from fumehood.reasons import Reason
+from postgres_server import PostgresServer, postgres_server
 
 pytestmark = pytest.mark.anyio
 
