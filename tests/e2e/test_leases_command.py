@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fakes_http import FakeGitHub, FakeTokenServer, FakeVault, serving, sts_server
 from lab import RISKS, Lab, lab_for, needs_oci
 from postgres_server import PostgresServer, postgres_server
 
@@ -186,3 +190,76 @@ def test_kill_9_at_random_moments_leaves_no_role_and_no_session(lab: Lab, server
     assert leases(lab, "--open") == [], seed
     if SOAK >= 20:
         assert issued, seed
+
+
+def test_every_kind_works_in_the_worker_that_has_no_rights(lab: Lab, server: PostgresServer) -> None:
+    """Own uid, no program to execute, no socket but to the network: what a library does behind its back is seen here alone."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    authority = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    secrets = {"app": private, "ca": authority, "subject": b"the-subject", "client": b"s&cret", "vault": b"root-token", "aws": b"canary-aws"}
+    for name, content in secrets.items():
+        (lab.folder / name).touch(0o600)
+        (lab.folder / name).write_bytes(content)
+    github, tokens, vault = FakeGitHub(public.decode()), FakeTokenServer(), FakeVault()
+    kinds = ("gh", "oauth", "vault", "sts", "ssh")
+    uses = ", ".join(f"{name}: {{deliver: env, variable: SECRET_{name.upper()}}}" for name in kinds)
+    with serving(github), serving(tokens), serving(vault), sts_server() as sts:
+        (lab.folder / "fumehood.yaml").write_text(f"""
+accept_risk: [{", ".join(RISKS)}]
+credentials:
+  gh:
+    provider: github-app
+    app_id: 7
+    installation_id: 42
+    api_url: {github.url}
+    private_key: {{file: {lab.folder}/app}}
+    allow: {{repositories: [acme/site], permissions: {{contents: read}}}}
+  oauth:
+    provider: oauth-exchange
+    token_url: {tokens.url}/token
+    revocation_url: {tokens.url}/revoke
+    client_id: fumehood
+    client_secret: {{file: {lab.folder}/client}}
+    subject_token: {{file: {lab.folder}/subject}}
+    allow: {{scopes: [read]}}
+  vault:
+    provider: vault
+    address: {vault.url}
+    path: database/creds/ro
+    policies: [ro]
+    token: {{file: {lab.folder}/vault}}
+  sts:
+    provider: aws-sts
+    role_arn: arn:aws:iam::123456789012:role/reader
+    region: eu-west-1
+    endpoint: {sts}
+    key_id: {{file: {lab.folder}/aws}}
+    key: {{file: {lab.folder}/aws}}
+    allow: {{actions: ["s3:GetObject"], resources: ["*"]}}
+  ssh:
+    provider: ssh-cert
+    ca_key: {{file: {lab.folder}/ca}}
+    allow: {{principals: [deploy]}}
+""")
+        try:
+            profile = lab.profile("all", f"credentials: {{{uses}}}\n")
+            done = lab.python("oci", "import os; print(*(v for n, v in os.environ.items() if 'SECRET_' in n), sep='\\0')", profile=profile)
+            assert done.status == 0, done.stderr
+            found = {row["credential"]: row for row in lab.fumehood("task", done.said["task"], "--json").said["leases"]}
+        finally:
+            configure(lab, server)
+    assert (github.tokens, tokens.tokens, vault.leases, vault.children) == ({}, {}, {}, {})
+    assert {name: row["proof"]["gone"] for name, row in found.items()} == {
+        "gh": True, "oauth": True, "vault": True, "sts": False, "ssh": False,
+    }  # fmt: skip
+    live = done.told.rstrip("\n").split("\0")
+    assert len(live) == len(kinds)
+    at_rest = ledger_files(lab) + done.stderr.encode()
+    for canary in (*live, "the-subject", "s&cret", "root-token", "canary-aws", private.decode().split("\n")[3]):
+        assert canary.encode() not in at_rest
