@@ -129,7 +129,7 @@ class FakeLedger:
         return [
             OpenLease(
                 lease=name, task=row["task"], credential=row["credential"], provider=row["provider"], handle=row["handle"],
-                sealed=row.get("sealed", {}), until_s=row["until"], tries=len(row["tries"]),
+                sealed=row.get("sealed", {}), opened_at_s=row.get("opened_at", 0.0), issued=row["state"] == "issued", until_s=row["until"], tries=len(row["tries"]),
             )
             for name, row in sorted(self.leases.items())
             if row["state"] != "closed" and lease in {None, name} and task in {None, row["task"]} and (after is None or name > after)

@@ -235,7 +235,10 @@ class Revoked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenLease:
-    """A lease that is to be revoked, claimed by who has this. `problem` says what is missing of `sealed`, if anything is."""
+    """A lease that is to be revoked, claimed by who has this. `problem` says what is missing of `sealed`, if anything is.
+
+    One that is not `issued` may be just being issued: its worker died before it heard the answer.
+    """
 
     lease: str
     task: str
@@ -243,6 +246,8 @@ class OpenLease:
     provider: str
     handle: Mapping[str, Any]
     sealed: Mapping[str, str] = field(repr=False)
+    opened_at_s: float
+    issued: bool
     until_s: float | None
     tries: int
     problem: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Mapping
 from typing import TypeVar
 
@@ -12,6 +13,8 @@ from fumehood.ports import CredentialProvider, Ledger, OpenLease, Revoked
 from fumehood.reasons import Reason
 
 REVOKE_DEADLINE_S = 10.0
+# Longer than any backend works on a request whose sender died.
+SETTLED_S = 30.0
 _TOLD_CHARS = 300
 Answer = TypeVar("Answer")
 
@@ -54,6 +57,9 @@ async def revoke_claimed(one: OpenLease, providers: Mapping[str, CredentialProvi
             raise
         except FumehoodError as error:
             problem = said(error)
+    if revoked is not None and not one.issued and time.time() < one.opened_at_s + SETTLED_S:
+        # Attack on ourselves: the backend still works on an issue whose sender died, after we found that there is nothing.
+        revoked, problem = None, "nothing of it is there; it is looked for once more, because its issue may still be under way"
     with anyio.CancelScope(shield=True):
         await ledger.lease_closed(one.lease, revoked, problem or None)
     return revoked or problem

@@ -102,7 +102,7 @@ class LedgerClient:
         """Take some leases to revoke."""
         wanted = {"lease": lease, "task": task, "after": after, "orphaned": orphaned, "limit": CLAIMED_AT_ONCE}
         rows, _ = await self._ask("leases_claim", wanted)
-        return [OpenLease(until_s=row.pop("until"), **row) for row in rows]
+        return [OpenLease(until_s=row.pop("until"), opened_at_s=row.pop("opened_at"), **row) for row in rows]
 
     async def _key(self) -> Mapping[str, Any]:
         if self._sealing_key is None:

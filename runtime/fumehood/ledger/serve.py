@@ -65,7 +65,7 @@ class Request:
 def serve(
     socks: Sequence[socket.socket], folder: Path, runtime_id: str, results_kept_s: float = RESULTS_KEPT_S
 ) -> None:
-    """Be the ledger until every socket has ended. Call it in the main thread of a process of its own."""
+    """Be the ledger until every socket has ended; the first is the worker's. Call it in the main thread of a process of its own."""
     # Ctrl-C and a service manager's stop reach the whole group; the worker still has records to close then.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -86,6 +86,10 @@ def serve(
                 if not _receive(key.data, held):
                     selector.unregister(key.data)
                     key.data.close()
+                    if key.data is socks[0]:
+                        ledger.handle(held)
+                        held = []
+                        ledger.abandon_leases()
             # Nobody waits for an event, and a transaction costs more than what is in it.
             if len(held) >= BATCH or time.monotonic() >= until or any(request.verb != "event" for request in held):
                 ledger.handle(held)
@@ -317,6 +321,16 @@ class _Ledger:
             return {"ok": journal.opened(claimed, self._key)}
         except FumehoodError as error:
             return wire.reply_of_error(error)
+
+    def abandon_leases(self) -> None:
+        """Let others revoke what the worker left, now that it is gone: the next start may come before the broker has ended."""
+        with suppress(FumehoodError):  # the sweep finds them when their records are closed
+            database = self._database()
+            with database.read() as conn:
+                anything = leases.anything_to_claim(conn)
+            if anything:
+                with database.write(durable=True) as conn:
+                    leases.abandon_leases(conn, self._runtime_id)
 
     def _key(self) -> SweepKey:
         """The key that leases' tokens are sealed to. Raises LedgerGone."""

@@ -43,11 +43,13 @@ _CLOSE = """
       state = 'closed', closed_at = :at, sealed = NULL, proof = :proof
     WHERE lease = :lease
 """
+_ABANDON = "UPDATE leases SET abandoned = 1 WHERE runtime_id = ? AND state <> 'closed'"
 _CLAIMABLE = """
-    SELECT lease, task, credential, provider, handle, sealed, until, tries, claimed_by, claimed_at FROM leases
+    SELECT lease, task, credential, provider, handle, sealed, opened_at, issued_at IS NOT NULL, until, tries, claimed_by, claimed_at
+    FROM leases
     WHERE state <> 'closed' AND (claimed_by IS NULL OR claimed_at < :lapsed)
     AND (:lease IS NULL OR lease = :lease) AND (:task IS NULL OR task = :task) AND lease > :after
-    AND (NOT :orphaned OR task IN (SELECT task FROM records WHERE state = 'closed'))
+    AND (NOT :orphaned OR abandoned OR task IN (SELECT task FROM records WHERE state = 'closed'))
     ORDER BY lease
 """
 _CLAIM = "UPDATE leases SET claimed_by = ?, claimed_at = ? WHERE lease = ?"
@@ -75,6 +77,8 @@ class Claimed:
     provider: str
     handle: Mapping[str, Any]
     sealed: str | None
+    opened_at: float
+    issued: bool
     until: float | None
     tries: int
 
@@ -113,24 +117,32 @@ def claim_leases(
 ) -> list[Claimed]:  # fmt: skip
     """Take leases to revoke, oldest first; all that a living sweeper does not hold, or the one, or those of the task.
 
-    `orphaned` are those whose record is closed, for which nobody else will do it, and whose last try is not too recent.
+    `orphaned` are those whose record is closed or whose worker is gone, so that nobody else will do it, and whose last try is not too
+    recent.
     """
     wanted = {"lease": lease, "task": task, "after": after or "", "orphaned": orphaned, "lapsed": at_s - CLAIM_S}
     most = max(1, min(limit, CLAIMED_AT_ONCE))
     taken: list[Claimed] = []
-    for name, of_task, credential, provider, handle, sealed, until, tries, by, tried_s in conn.run(_CLAIMABLE, wanted).fetchall():
+    for name, of_task, credential, provider, handle, sealed, opened_at, issued, until, tries, by, tried_s in conn.run(
+        _CLAIMABLE, wanted
+    ).fetchall():
         # One that was claimed and never told of is not resting.
         resting = orphaned and by is None and tried_s is not None and tried_s > at_s - min(LONGEST_PAUSE_S, 2.0 ** min(tries, 16))
         if len(taken) < most and not resting:
             taken.append(
                 Claimed(
                     lease=name, task=of_task, credential=credential, provider=provider, handle=json.loads(handle),
-                    sealed=sealed, until=until, tries=tries,
+                    sealed=sealed, opened_at=opened_at, issued=bool(issued), until=until, tries=tries,
                 )
             )  # fmt: skip
     for one in taken:
         conn.run(_CLAIM, (runtime_id, at_s, one.lease))
     return taken
+
+
+def abandon_leases(conn: Transaction, runtime_id: str) -> None:
+    """Leave the open leases of a runtime to whoever sweeps: its worker is gone."""
+    conn.run(_ABANDON, (runtime_id,))
 
 
 def anything_to_claim(conn: Transaction) -> bool:

@@ -56,7 +56,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
           state TEXT NOT NULL CHECK (state IN ('opened', 'issued', 'closed')),
           opened_at REAL NOT NULL, issued_at REAL, closed_at REAL, until REAL,
           tries INTEGER NOT NULL, error TEXT, proof TEXT,
-          claimed_by TEXT, claimed_at REAL,
+          claimed_by TEXT, claimed_at REAL, abandoned INTEGER NOT NULL DEFAULT 0,
           CHECK ((state = 'closed') = (closed_at IS NOT NULL AND proof IS NOT NULL))
         ) STRICT
         """,

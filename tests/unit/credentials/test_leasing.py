@@ -368,6 +368,26 @@ async def test_the_sweep_revokes_what_a_closed_call_left_and_says_what_stays(
     assert provider.live == set()
 
 
+async def test_a_lease_that_was_never_issued_is_looked_for_twice(
+    ledger: FakeLedger, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attack on ourselves: its worker died, we find nothing, and then the backend finishes what it was asked."""
+    from fumehood.credentials import sweep
+
+    monkeypatch.setattr(revoking.time, "time", lambda: 1_000_010.0)
+    await ledger.lease_opened("l" * 26, "t", "c", "gh", {"kind": "fake", "name": "x"}, None)
+    row = ledger.leases["l" * 26]
+    row["opened_at"] = 1_000_000.0
+    ledger.states["t"] = State.CLOSED
+    assert await sweep(ledger, {"gh": provider}) == (0, 1)
+    assert row["state"] == "opened"
+    provider.live.add("x")
+    row["tries"].clear()
+    monkeypatch.setattr(revoking.time, "time", lambda: 1_000_031.0)
+    assert await sweep(ledger, {"gh": provider}) == (1, 0)
+    assert provider.live == set()
+
+
 async def test_a_sweep_that_hangs_is_bounded(ledger: FakeLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     from fumehood.credentials import sweeping
 

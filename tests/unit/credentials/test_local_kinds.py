@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fakes_http import sts_server
 from fumehood.credentials.kinds import find
 from fumehood.credentials.supplying import supplies_of
 from fumehood.faults import FumehoodError
@@ -103,19 +104,8 @@ async def test_a_broken_authority_is_not_quoted() -> None:
 
 @pytest.fixture(scope="module")
 def sts() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "none")
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from moto.server import ThreadedMotoServer
-
-            server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-            server.start()
-        host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
-        server.stop()
+    with sts_server() as url:
+        yield url
 
 
 def role(endpoint: str, **more: Any) -> Any:

@@ -101,6 +101,14 @@ def test_what_a_living_call_holds_is_not_swept_and_what_a_closed_one_left_is(con
     assert claim(conn, at_s=NOW + 10_000) == []
 
 
+def test_what_a_dead_worker_left_can_be_swept_before_its_record_is_closed(conn: Transaction) -> None:
+    mine, theirs = opened_task(conn), opened_task(conn, "r9")
+    lease = open_lease(conn, mine)
+    assert open_lease(conn, theirs, runtime="r9")
+    leases.abandon_leases(conn, "r1")
+    assert claim(conn) == [lease]
+
+
 def test_of_two_sweepers_one_has_the_claim_until_it_lapses(conn: Transaction) -> None:
     task = opened_task(conn)
     lease = open_lease(conn, task)

@@ -1,0 +1,265 @@
+"""Leases of real calls with a real PostgreSQL: shown with their proof, revoked by an operator, swept after kill -9.
+
+`FUMEHOOD_SOAK=50` kills fifty runtimes at random moments instead of three.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fakes_http import FakeGitHub, FakeTokenServer, FakeVault, serving, sts_server
+from lab import RISKS, Lab, lab_for, needs_oci
+from postgres_server import PostgresServer, postgres_server
+
+pytestmark = pytest.mark.root
+ADMIN = "canary-admin-8831"
+SOAK = int(os.environ.get("FUMEHOOD_SOAK", "3"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with postgres_server() as found:
+        found.sql("CREATE ROLE reporting")
+        found.sql(f"CREATE ROLE keeper LOGIN CREATEROLE PASSWORD '{ADMIN}'")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def lab(server: PostgresServer) -> Iterator[Lab]:
+    needs_oci()
+    with lab_for("python", "-leases") as found:
+        secret = found.folder / "admin"
+        secret.touch(0o600)
+        secret.write_text(ADMIN + "\n")
+        configure(found, server)
+        found.profile("reporting", "credentials: {reporting: {deliver: env, variable: PGPASSWORD}}\n")
+        yield found
+
+
+def configure(lab: Lab, server: PostgresServer, name: str = "reporting") -> None:
+    (lab.folder / "fumehood.yaml").write_text(f"""
+accept_risk: [{", ".join(RISKS)}]
+credentials:
+  {name}:
+    provider: postgres
+    host: 127.0.0.1
+    port: {server.port}
+    admin_user: keeper
+    admin_password: {{file: {lab.folder}/admin}}
+    sslmode: disable
+    allow: {{roles: [reporting]}}
+""")
+
+
+@pytest.fixture
+def profile(lab: Lab) -> str:
+    return str(lab.folder / "profiles" / "reporting.yaml")
+
+
+def roles(server: PostgresServer) -> set[str]:
+    return {role for role in server.roles if role.startswith("fh_")}
+
+
+def leases(lab: Lab, *arguments: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = lab.fumehood("leases", "--json", *arguments).said
+    return found
+
+
+def ledger_files(lab: Lab) -> bytes:
+    return b"".join(path.read_bytes() for path in (lab.state / "ledger").rglob("*") if path.is_file())
+
+
+def wait_until(what: Any, seconds: float = 15.0) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_call_has_a_role_of_its_own_and_its_record_has_the_proof_that_it_is_gone(lab: Lab, server: PostgresServer, profile: str) -> None:
+    done = lab.python("oci", "import os; print(os.environ['PGPASSWORD'])", profile=profile)
+    assert done.status == 0, done.stderr
+    password = done.told.strip()
+    assert len(password) == 32
+    assert roles(server) == set()
+    task = done.said["task"]
+    (lease,) = lab.fumehood("task", task, "--json").said["leases"]
+    assert (lease["state"], lease["credential"], lease["proof"]["gone"]) == ("closed", "reporting", True)
+    assert lease["proof"]["asked"].endswith("DROP ROLE")
+    assert lease["opened_at"] <= lease["issued_at"] <= lease["closed_at"] <= lease["until"]
+    assert [row["lease"] for row in leases(lab) if row["task"] == task] == [lease["lease"]]
+    shown = lab.fumehood("task", task).stdout
+    assert "revoked" in shown
+    assert lease["lease"] in lab.fumehood("leases").stdout
+    assert "no gate" in lab.fumehood("task", task, "--egress").stdout
+    assert lab.fumehood("task", task, "--egress", "--json").said["entries"] == []
+    everywhere = ledger_files(lab) + (done.stderr + shown).encode()
+    for canary in (password, ADMIN):
+        assert canary.encode() not in everywhere
+
+
+def test_kill_9_of_a_runtime_leaves_no_role_after_the_next_start(lab: Lab, server: PostgresServer, profile: str) -> None:
+    with lab.live("oci", "import time; print('up', flush=True); time.sleep(60)", profile=profile) as live:
+        assert live.line() == "up"
+        (role,) = roles(server)
+        command = Path(f"/proc/{live.worker}/cmdline").read_bytes() + Path(f"/proc/{live.worker}/comm").read_bytes()
+        assert ADMIN.encode() not in command
+        os.kill(live.worker, 9)
+    assert roles(server) == {role}
+    (lost,) = leases(lab, "--open")
+    assert lost["handle"]["role"] == role
+    assert lab.python("oci", "pass", profile="python").status == 0
+    assert roles(server) == set()
+    assert leases(lab, "--open") == []
+    (swept,) = [row for row in leases(lab) if row["lease"] == lost["lease"]]
+    assert swept["proof"]["gone"]
+    wait_until(lambda: lab.left() == [])
+
+
+def test_an_operator_revokes_a_living_calls_lease(lab: Lab, server: PostgresServer, profile: str) -> None:
+    with lab.live("oci", "import sys; print('up', flush=True); sys.stdin.readline()", profile=profile) as live:
+        assert live.line() == "up"
+        (lease,) = leases(lab, "--open")
+        (told,) = lab.fumehood("leases", "revoke", "--task", lease["task"], "--json").said
+        assert (told["lease"], told["problem"], told["proof"]["gone"]) == (lease["lease"], None, True)
+        assert roles(server) == set()
+        missing = lab.fumehood("leases", "revoke", lease["lease"])
+        assert missing.status == 125
+        assert "lease_unknown" in missing.one_clear_line()
+        live.say("on")
+        assert live.end().status == 0
+    assert lab.fumehood("leases", "revoke", "--all-open").stdout == "nothing to revoke\n"
+    assert lab.fumehood("leases", "revoke").status == 125
+
+
+def test_a_lease_whose_provider_is_not_configured_stays_and_is_shown(lab: Lab, server: PostgresServer, profile: str) -> None:
+    with lab.live("oci", "import time; print('up', flush=True); time.sleep(60)", profile=profile) as live:
+        assert live.line() == "up"
+        os.kill(live.worker, 9)
+    configure(lab, server, name="renamed")
+    try:
+        done = lab.python("oci", "pass", profile="python")
+        assert done.status == 0
+        assert "no credential 'reporting' is configured now" in done.stderr
+        (lost,) = leases(lab, "--open")
+        assert "is configured now" in lost["error"]
+        refused = lab.fumehood("leases", "revoke", lost["lease"][:22])
+        assert refused.status == 1
+        assert "is configured now" in refused.stdout
+        assert len(roles(server)) == 1
+    finally:
+        configure(lab, server)
+    assert lab.fumehood("leases", "revoke", "--all-open").stdout.endswith("revoked\n")
+    assert roles(server) == set()
+    wait_until(lambda: lab.left() == [] or lab.python("oci", "pass").status != 0)
+
+
+def test_kill_9_at_random_moments_leaves_no_role_and_no_session(lab: Lab, server: PostgresServer, profile: str) -> None:
+    seed = random.randrange(2**32)  # noqa: S311 - moments, not secrets
+    chance = random.Random(seed)  # noqa: S311 - as above
+    issued = 0
+    for number in range(SOAK):
+        with lab.live("oci", "import time; time.sleep(0.3)", profile=profile) as live:
+            time.sleep(chance.uniform(0.1, 2.0))
+            issued += bool(roles(server))
+            os.kill(live.worker, 9)
+        if number % 5 == 4 or number == SOAK - 1:  # several dead runtimes at once, too
+            assert lab.python("oci", "pass", profile="python").status == 0
+            assert roles(server) == set(), seed
+            # One that was never issued is looked for once more before it is taken for gone.
+            assert {row["state"] for row in leases(lab, "--open")} <= {"opened"}, seed
+    sessions = server.sql("SELECT usename FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")
+    assert {name for (name,) in sessions} <= {"keeper"}, seed
+    wait_until(lambda: lab.left() == [])
+    raw = sqlite3.connect(lab.state / "ledger" / "ledger.db")
+    raw.execute("UPDATE leases SET opened_at = opened_at - 60, claimed_at = claimed_at - 600 WHERE state = 'opened'")
+    raw.commit()
+    raw.close()
+    assert lab.python("oci", "pass", profile="python").status == 0
+    assert leases(lab, "--open") == [], seed
+    if SOAK >= 20:
+        assert issued, seed
+
+
+def test_every_kind_works_in_the_worker_that_has_no_rights(lab: Lab, server: PostgresServer) -> None:
+    """Own uid, no program to execute, no socket but to the network: what a library does behind its back is seen here alone."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    authority = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    secrets = {"app": private, "ca": authority, "subject": b"the-subject", "client": b"s&cret", "vault": b"root-token", "aws": b"canary-aws"}
+    for name, content in secrets.items():
+        (lab.folder / name).touch(0o600)
+        (lab.folder / name).write_bytes(content)
+    github, tokens, vault = FakeGitHub(public.decode()), FakeTokenServer(), FakeVault()
+    kinds = ("gh", "oauth", "vault", "sts", "ssh")
+    uses = ", ".join(f"{name}: {{deliver: env, variable: SECRET_{name.upper()}}}" for name in kinds)
+    with serving(github), serving(tokens), serving(vault), sts_server() as sts:
+        (lab.folder / "fumehood.yaml").write_text(f"""
+accept_risk: [{", ".join(RISKS)}]
+credentials:
+  gh:
+    provider: github-app
+    app_id: 7
+    installation_id: 42
+    api_url: {github.url}
+    private_key: {{file: {lab.folder}/app}}
+    allow: {{repositories: [acme/site], permissions: {{contents: read}}}}
+  oauth:
+    provider: oauth-exchange
+    token_url: {tokens.url}/token
+    revocation_url: {tokens.url}/revoke
+    client_id: fumehood
+    client_secret: {{file: {lab.folder}/client}}
+    subject_token: {{file: {lab.folder}/subject}}
+    allow: {{scopes: [read]}}
+  vault:
+    provider: vault
+    address: {vault.url}
+    path: database/creds/ro
+    policies: [ro]
+    token: {{file: {lab.folder}/vault}}
+  sts:
+    provider: aws-sts
+    role_arn: arn:aws:iam::123456789012:role/reader
+    region: eu-west-1
+    endpoint: {sts}
+    key_id: {{file: {lab.folder}/aws}}
+    key: {{file: {lab.folder}/aws}}
+    allow: {{actions: ["s3:GetObject"], resources: ["*"]}}
+  ssh:
+    provider: ssh-cert
+    ca_key: {{file: {lab.folder}/ca}}
+    allow: {{principals: [deploy]}}
+""")
+        try:
+            profile = lab.profile("all", f"credentials: {{{uses}}}\n")
+            done = lab.python("oci", "import os; print(*(v for n, v in os.environ.items() if 'SECRET_' in n), sep='\\0')", profile=profile)
+            assert done.status == 0, done.stderr
+            found = {row["credential"]: row for row in lab.fumehood("task", done.said["task"], "--json").said["leases"]}
+        finally:
+            configure(lab, server)
+    assert (github.tokens, tokens.tokens, vault.leases, vault.children) == ({}, {}, {}, {})
+    assert {name: row["proof"]["gone"] for name, row in found.items()} == {
+        "gh": True, "oauth": True, "vault": True, "sts": False, "ssh": False,
+    }  # fmt: skip
+    live = done.told.rstrip("\n").split("\0")
+    assert len(live) == len(kinds)
+    at_rest = ledger_files(lab) + done.stderr.encode()
+    for canary in (*live, "the-subject", "s&cret", "root-token", "canary-aws", private.decode().split("\n")[3]):
+        assert canary.encode() not in at_rest
