@@ -1,6 +1,6 @@
 """Runs in a box of the image `net-clients`: uses each client once against each kind of server, and prints what came of it as JSON.
 
-Its argument is JSON: `ports` by server, `roots` (PEM of the real authority), `ssh_user`, `known_host`. Every entry of the answer is
+Its argument is JSON: `mark` of the engine, `ports` by server, `roots` (PEM of the real authority), `ssh_user`, `known_host`. Every entry of the answer is
 `[status, stdout, stderr]` of a program or `["ok" | name of the exception, text]` of Python's own.
 """
 
@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 
 GIVEN = json.loads(sys.argv[1])
@@ -92,6 +93,11 @@ def connected(family, address, port):
         return "connected"
 
 
+def said_first(name, port):
+    with socket.create_connection((name, port), timeout=5) as each:
+        return each.recv(8).decode()
+
+
 # What is allowed.
 do("urllib", lambda: urllib_get(f"{WEB}/repos/acme/urllib"))
 do("requests", requests_get)
@@ -103,8 +109,8 @@ write("/tmp/roots.pem", GIVEN["roots"])
 run("tls", "curl", "-sS", "-m", "10", "--cacert", "/tmp/roots.pem", f"https://pass.internal:{PORTS['web']}/anything/at/all")
 git = ["git", "-c", "user.name=t", "-c", "user.email=t@example"]
 run("git clone", *git, "clone", "-q", GIT, "/tmp/site")
-write("/tmp/site/added", "by the tool\n")
-run("git commit", *git, "-C", "/tmp/site", "add", "added")
+write(f"/tmp/site/{GIVEN['mark']}", "by the tool\n")
+run("git commit", *git, "-C", "/tmp/site", "add", GIVEN["mark"])
 run("git commit", *git, "-C", "/tmp/site", "commit", "-qm", "second")
 run("git push", *git, "-C", "/tmp/site", "push", "-q", "origin", "HEAD:main")
 run("psql", "psql", "-XAtq", "-h", "db.internal", "-p", str(PORTS["db"]), "-U", "tool", "-d", "app", "-c", "SELECT session_user, item FROM sold")
@@ -114,6 +120,7 @@ with open("/run/secrets/ssh-key") as file:
 write("/tmp/known", f"[ssh.internal]:{PORTS['ssh']} {GIVEN['known_host']}\n")
 ssh = ["ssh", "-F", "none", "-i", "/tmp/key", "-oUserKnownHostsFile=/tmp/known", "-oBatchMode=yes", "-oStrictHostKeyChecking=yes"]
 run("ssh", *ssh, "-p", str(PORTS["ssh"]), f"{GIVEN['ssh_user']}@ssh.internal", "uptime")
+do("ssh banner", lambda: said_first("ssh.internal", PORTS["ssh"]))
 do("s3", s3_objects)
 
 # What is not.
@@ -121,11 +128,10 @@ do("path", lambda: urllib_get(f"{WEB}/admin"))
 run("method", "curl", "-sS", "-m", "10", "-X", "DELETE", "-w", "\n%{http_code}", f"{WEB}/repos/acme/x")
 do("name", lambda: urllib_get("https://elsewhere.example/"))
 run("name by curl", "curl", "-sS", "-m", "10", "https://elsewhere.example/")
-run("name by ssh", *ssh, "git@elsewhere.example")
 run("name by node", "node", "-e", "fetch('https://elsewhere.example/').catch(e => { console.log(e.cause.code); process.exit(1) })")
 run("sni", "curl", "-sS", "-m", "10", "--cacert", "/tmp/roots.pem", "--connect-to", f"::pass.internal:{PORTS['web']}", f"https://other.internal:{PORTS['web']}/")
 run("sni by openssl", "openssl", "s_client", "-connect", f"web.internal:{PORTS['web']}", "-servername", "other.internal")
-run("h2", "curl", "-sS", "-m", "10", "--http2-prior-knowledge", "-w", "\n%{http_code}", f"{WEB}/repos/acme/x")
+run("h2", "curl", "-sS", "-m", "10", "--http2", "-w", "\n%{http_code} HTTP/%{http_version}", f"{WEB}/repos/acme/h2")
 do("metadata", lambda: connected(socket.AF_INET, "169.254.169.254", 80))
 do("literal", lambda: connected(socket.AF_INET, "127.0.0.1", PORTS["web"]))
 do("literal v6", lambda: connected(socket.AF_INET6, "2606:4700:4700::1111", 443))
