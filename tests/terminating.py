@@ -211,6 +211,7 @@ class _Dialer:
     async def dial(self, name: str, port: int, networks: object) -> socket.socket:
         del name, port, networks
         made = socket.create_connection(("127.0.0.1", self._port))
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.setblocking(False)
         return made
 
@@ -219,15 +220,16 @@ class _Dialer:
 async def terminated(
     folder: Path, *, allow: tuple[str, ...] | None = None, use: CredentialUse | None = None, secret: Secret = SECRET,
     insecure: bool = False, name: str = NAME, certified: str | None = None, trusted: bool = True, limits: NetworkLimits | None = None,
-    credential: str | None = None,
+    credential: str | None = None, upstream: tuple[int, str] | None = None,
 ) -> AsyncIterator[Inside]:  # fmt: skip
-    """A gate's handler between a server that is certified for a name, and the test."""
+    """A gate's handler between a server that is certified for a name (or the one at `upstream`, a port and its authority), and the test."""
     certified = certified or name
     server = Server(answers={"upload": upload, "early": early, "ws": websocket})
-    upstream = Authority("upstream", [certified])
+    own = Authority("upstream", [certified])
     listening = await asyncio.start_server(
-        server.serve, "127.0.0.1", 0, ssl=None if insecure else upstream.make_context(certified), limit=2**20
+        server.serve, "127.0.0.1", 0, ssl=None if insecure else own.make_context(certified), limit=2**20
     )
+    dialled, authorities = upstream or (listening.sockets[0].getsockname()[1], own.pem.decode())
     accepting = socket.create_server(("127.0.0.1", 0))
     accepting.setblocking(False)
     port = accepting.getsockname()[1]
@@ -239,11 +241,11 @@ async def terminated(
     )  # fmt: skip
     entries, leases = _Entries(), FakeLeases({} if use is None else {use.name: secret})
     holdings: dict[str, Any] = {}
-    outward = Outward(authorities=upstream.pem.decode() if trusted else None)
+    outward = Outward(authorities=authorities if trusted else None)
     meter = Meter(limits or NetworkLimits(bytes_out=2**32, bytes_in=2**32))
     task = GateTask(
         task="01taskaaaaaaaaaaaaaaaaaaaa", box="01taskaaaaaaaaaaaaaaaaaaaa", profile=profile, leases=leases, outward=outward,
-        names=Names((rule,)), dialer=_Dialer(listening.sockets[0].getsockname()[1]), meter=meter, budget=Budget(2**26),  # type: ignore[arg-type]
+        names=Names((rule,)), dialer=_Dialer(dialled), meter=meter, budget=Budget(2**26),  # type: ignore[arg-type]
         log=entries, holdings=holdings,  # type: ignore[arg-type]
     )  # fmt: skip
     supplies = terminate.supply(task)

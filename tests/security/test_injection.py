@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from terminating import SECRET, TOKEN, USE, Heard, plain, terminated
 
 from fumehood.egress.inject import Placeholders
 from fumehood.egress.scrub import forms
 from fumehood.model import CredentialUse, NetworkLimits, Scheme, Secret, SecretForm
+from terminating import SECRET, TOKEN, USE, Heard, plain, terminated
 
 pytestmark = pytest.mark.anyio
 GET = "GET /a HTTP/1.1|HOST|Connection: close"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import resource
 import shutil
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from terminating import NAME, TOKEN, USE, Heard, Inside, terminated
 
 pytestmark = pytest.mark.anyio
@@ -49,11 +49,11 @@ async def test_a_download_that_nobody_reads_costs_bounded_memory_and_comes_whole
         assert inside.task.budget.used_bytes < 2**20
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         await reader.readuntil(b"\r\n\r\n")
-        digest, size = hashlib.sha256(), 0
+        size = 0
         while data := await reader.read(2**18):
             size += len(data)
-            digest.update(data)
-        assert (size, digest.hexdigest()) == (BIG, hashlib.sha256(b"\xa5" * BIG).hexdigest())
+            assert data.count(b"\xa5") == len(data)
+        assert size == BIG
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 24 * 1024
         writer.close()
 
@@ -98,9 +98,10 @@ async def test_events_come_when_they_are_sent(tmp_path: Path) -> None:
 
 
 async def test_a_client_that_leaves_ends_the_upstreams_connection(tmp_path: Path) -> None:
-    ended = asyncio.Event()
+    begun, ended = asyncio.Event(), asyncio.Event()
 
     async def hang(_: Heard, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        begun.set()
         try:
             await reader.read(1)
         finally:
@@ -110,7 +111,7 @@ async def test_a_client_that_leaves_ends_the_upstreams_connection(tmp_path: Path
         inside.server.answers["hang"] = hang
         _, writer = await inside.connect()
         writer.write(inside.head("GET /hang HTTP/1.1|HOST"))
-        await asyncio.sleep(0.1)
+        await asyncio.wait_for(begun.wait(), 5)
         writer.transport.abort()
         await asyncio.wait_for(ended.wait(), 5)
 
@@ -141,7 +142,7 @@ async def test_answers_without_a_body_leave_the_connection_in_step(tmp_path: Pat
     async with terminated(tmp_path) as inside:
         inside.server.answers |= {"none": none, "same": same}
         answer = await inside.say(f"{text}|HOST||GET /b HTTP/1.1|HOST|Connection: close")
-        assert answer.count(b"HTTP/1.1 ") == 2 + 1  # the last is in the echo
+        assert answer.count(b"HTTP/1.1 ") == 2
         assert inside.server.connections == 1
 
 

@@ -18,10 +18,10 @@ from fumehood.egress.http_stream import Stream
 from fumehood.egress.inject import CannotInject, Placeholders
 from fumehood.egress.names import Route
 from fumehood.egress.refusals import Why
-from fumehood.egress.scrub import Scrubber
+from fumehood.egress.scrub import Scrubber, Spellings
 from fumehood.egress.task import GateTask
 from fumehood.egress.websocket import is_agreed
-from fumehood.model import CredentialUse, Scheme
+from fumehood.model import CredentialUse, Scheme, Secret
 
 CREDENTIAL_GONE = Why("credential_gone", "the credential is not live", "Ask again while a call is under way.")
 CREDENTIAL_UNFIT = Why(
@@ -34,6 +34,7 @@ BAD_UPSTREAM = Why(
 )
 
 BAD_GATEWAY = 502
+_SPELLINGS = "http.spellings"
 SIGNED_BODY_BYTES = 4 * 2**20
 _BODY_ENDS_S = 1.0
 _HOP = frozenset(
@@ -134,14 +135,23 @@ class Exchange:
         # Read at the last moment, with nothing awaited between here and the write: a lease may end at any other.
         secret = self._task.leases.secret(use.name)
         if secret is None:
+            self._task.holdings.pop(_SPELLINGS, None)
             raise self._refused(CREDENTIAL_GONE, use.name)
-        self._scrubber = inject.scrubber(use, secret, self._placeholders.token(use.name))
+        self._scrubber = Scrubber(self._spellings(use, secret))
         try:
             if is_signed:
                 return self._request.target, inject.signed(self._request, secret, self._place.host, digest)
             return inject.written(self._request, use, secret)
         except CannotInject as error:
             raise self._refused(CREDENTIAL_UNFIT, str(error)) from error
+
+    def _spellings(self, use: CredentialUse, secret: Secret) -> Spellings:
+        # Kept with the box's gate, for the one secret that a credential is at a time: the next replaces it.
+        kept = self._task.holdings.setdefault(_SPELLINGS, {})
+        if use.name not in kept or kept[use.name][0] is not secret:
+            kept[use.name] = (secret, inject.spellings(use, secret, self._placeholders.token(use.name)))
+        found: Spellings = kept[use.name][1]
+        return found
 
     def _refused(self, why: Why, detail: str) -> NotAnswered:
         return NotAnswered(Refusal(FORBIDDEN, why, detail, self._request.asked))

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote_to_bytes
 from fumehood.egress import sigv4
 from fumehood.egress.http_judge import FORBIDDEN, Headers, Refusal, Request
 from fumehood.egress.refusals import Why
-from fumehood.egress.scrub import Scrubber, spellings_of
+from fumehood.egress.scrub import Spellings, spellings_of
 from fumehood.model import CredentialUse, Delivery, Scheme, Secret, SecretForm
 
 PLACEHOLDER_MISPLACED = Why(
@@ -216,9 +216,9 @@ def plain_headers(request: Request) -> Headers:
     return [*kept, (b"accept-encoding", b"identity")]
 
 
-def scrubber(use: CredentialUse, secret: Secret, placeholder: str) -> Scrubber:
-    """A scrubber for the response to a request that has this credential in it."""
-    return Scrubber(spellings_of(list(_secret_values(use, secret))), placeholder.encode())
+def spellings(use: CredentialUse, secret: Secret, placeholder: str) -> Spellings:
+    """What a response to a request with this credential in it is scrubbed of."""
+    return Spellings(spellings_of(list(_secret_values(use, secret))), placeholder.encode())
 
 
 def _secret_values(use: CredentialUse, secret: Secret) -> Iterator[tuple[str, str | None]]:
