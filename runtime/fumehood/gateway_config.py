@@ -14,7 +14,24 @@ MAX_SERVERS = 64
 SOCKET_PATH_BYTES = 107  # what fits into a sockaddr_un
 
 _HOST_NAME = re.compile(r"(?!.*\.\.)[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_URL = re.compile(
+    r"https://(?P<name>(?!.*\.\.)[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)(:(?P<port>[0-9]{1,5}))?(?P<path>/[!-\"$-~]*)?"
+)
 _ORIGIN = re.compile(r"https?://([^/?#@\s]+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamConfig:
+    """A remote server: its URL, and whom the gateway is to it.
+
+    `credential` is a name of the configuration's, `resource` what its token is asked for (RFC 8707); `addresses` are the networks
+    (CIDR) that its name may resolve to beside public ones.
+    """
+
+    url: str
+    credential: str | None = None
+    resource: str | None = None
+    addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +43,7 @@ class ServerConfig:
     workspace: str | None = None
     command: tuple[str, ...] = ()
     engine: str | None = None
+    upstream: UpstreamConfig | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +122,36 @@ def listen_of(text: str) -> Listen:
             f"expected a literal address or localhost before the port, such as 127.0.0.1 or [::1], found {host!r}"
         )
     return Listen(str(address), int(port))
+
+
+def url_of(text: str) -> str:
+    """A remote server's URL, as it is asked for: `https://name[:port]/path[?query]`. Raises ValueError with what was expected.
+
+    A name and no address in any spelling (a last label that begins with a digit could be one); no user and no fragment, because
+    neither is ever sent.
+    """
+    found = _URL.fullmatch(text)
+    named = found is not None and re.match(r"[a-z]", found["name"].rpartition(".")[2])
+    if found is None or not named or not 0 < int(found["port"] or 443) < 65536:
+        raise ValueError(f"expected https://name[:port]/path with a lower-case name that is no address, found {text!r}")
+    return text
+
+
+def resource_of(text: str) -> str:
+    """A resource indicator (RFC 8707): an absolute URI without a fragment. Raises ValueError."""
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*:[!-\"$-~]+", text):
+        raise ValueError(f"expected an absolute URI without a fragment, found {text!r}")
+    return text
+
+
+def network_of(text: str) -> str:
+    """A network as CIDR. Raises ValueError."""
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError(f"expected a network such as 10.20.0.0/16 or fd00:1::/64, found {text!r}") from None
 
 
 def exposed(listen: Listen, *, tls: bool, allowed_hosts: bool) -> str | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from fumehood import gateway_config as values
-from fumehood.profile.fields import AbsolutePath, Strict, Text, expected
+from fumehood.profile.fields import AbsolutePath, Name, Strict, Text, expected
 from fumehood.profile.files import NAME_PATTERN
 from fumehood.profile.problems import Problem
 from fumehood.profile.source import Source
@@ -50,8 +50,24 @@ def _socket(path: str) -> None:
         raise ValueError(f"expected a path of at most {values.SOCKET_PATH_BYTES} bytes: the kernel takes no longer one")
 
 
+_OF_A_BOX = ("workspace", "command", "engine")
 ServerName = Annotated[str, _checked(_server_name), WithJsonSchema({"type": "string", "pattern": SERVER_NAME})]
 SocketPath = Annotated[AbsolutePath, _checked(_socket)]
+
+
+class UpstreamDocument(Strict):
+    """A remote MCP server: nothing runs here, and every call goes through a gate of its own."""
+
+    url: Annotated[str, _checked(values.url_of)] = Field(description="https://name[:port]/path of its Streamable HTTP.")
+    credential: Name | None = Field(
+        default=None, description="One of `credentials`, leased for each call: the bearer token that the gate sends."
+    )
+    resource: Annotated[str, _checked(values.resource_of)] | None = Field(
+        default=None, description="What the token is asked for (RFC 8707), where the credential's kind can say so."
+    )
+    addresses: tuple[Annotated[str, _checked(values.network_of)], ...] = Field(
+        default=(), strict=False, description="Networks its name may resolve to beside public ones. Default: none."
+    )
 
 
 class ServerDocument(Strict):
@@ -64,6 +80,9 @@ class ServerDocument(Strict):
     )
     engine: Literal["docker", "oci"] | None = Field(
         default=None, description="Default: the profile's, else what works."
+    )
+    upstream: UpstreamDocument | None = Field(
+        default=None, description="A remote server, in place of one that runs here; wants a profile with `remote: true`."
     )
 
 
@@ -111,6 +130,13 @@ class GatewayDocument(Strict):
 
 def judge(document: GatewayDocument, source: Source) -> Iterator[Problem]:
     """What is wrong between fields that are each well-formed."""
+    for name, server in document.servers.items():
+        at = ("gateway", "servers", name)
+        for field in _OF_A_BOX if server.upstream is not None else ():
+            if field in server.model_fields_set:
+                yield source.problem((*at, field), "expected nothing beside `upstream`: a remote server runs elsewhere")
+        if server.upstream is not None and server.upstream.resource is not None and server.upstream.credential is None:
+            yield source.problem((*at, "upstream", "resource"), "expected `credential` beside it: it says what its token is for")
     http = document.http
     if http is not None and http.listen is not None:
         listen = values.listen_of(http.listen)
@@ -124,7 +150,11 @@ def plain(document: GatewayDocument) -> values.GatewayConfig:
     http = document.http
     return values.GatewayConfig(
         servers=tuple(
-            values.ServerConfig(name=name, **{field: getattr(each, field) for field in ServerDocument.model_fields})
+            values.ServerConfig(
+                name=name,
+                upstream=None if each.upstream is None else values.UpstreamConfig(**each.upstream.model_dump()),
+                **{field: getattr(each, field) for field in ServerDocument.model_fields if field != "upstream"},
+            )
             for name, each in document.servers.items()
         ),
         http=None if http is None else _http(http),

@@ -18,6 +18,9 @@ from typing import Any
 
 from fumehood.reasons import Reason
 
+REMOTE = "remote"
+"""The engine of a call to a remote server, which has none."""
+
 
 class WorkspaceMode(StrEnum):
     """How a box sees the caller's directory, mounted at /workspace."""
@@ -308,7 +311,8 @@ class Supplies:
 class Profile:
     """What an operator allows a tool, every default filled in. `tools` etc. hold names; `None` means all of them.
 
-    `upstream` is the URL of a remote server, which is called through the gate alone, without a container.
+    `upstream` is the URL of a remote server, which is called through the gate alone, without a container: then `image` is empty,
+    `network` has the one rule that its host is reached by, and `credentials` at most the one that the gate writes into requests.
     """
 
     name: str
@@ -398,10 +402,10 @@ class Deny:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """A call that is well-formed and whose image is known. Made only by `admission.verify`."""
+    """A call that is well-formed and whose image is known; None for a remote server. Made only by `admission.verify`."""
 
     call: ToolCall
-    image: Image
+    image: Image | None
 
 
 class Decision(StrEnum):
@@ -470,10 +474,13 @@ class Binding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A grant turned into what the broker will be asked. Made only by `sandbox.plan`."""
+    """A grant turned into what the broker will be asked. Made only by `sandbox.plan`.
+
+    Without a `frame` the broker is asked nothing: the server is remote, and the call's box is its gate alone.
+    """
 
     grant: Grant
-    frame: Frame
+    frame: Frame | None
     binding: Binding
 
     @property

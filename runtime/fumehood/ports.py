@@ -329,6 +329,32 @@ class Outward:
     shared: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
 
 
+class Reply(Protocol):
+    """What a remote server answers to one request: a head, and a body that comes in pieces.
+
+    `headers` have names in lower case, each once; of what decides something a second one was refused.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+
+    async def read(self) -> bytes:
+        """The next piece of the body, empty at its end. Raises ExchangeFailed."""
+        ...
+
+    def close(self) -> None:
+        """Be done with it: a body that was not read to its end is cut off, and its connection ended. Idempotent."""
+        ...
+
+
+class Origin(Protocol):
+    """The one URL of a remote server, as its gate lets a call ask it."""
+
+    async def ask(self, method: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+        """Send a request and wait for the head of its answer; who we are to the server, the gate writes. Raises ExchangeFailed."""
+        ...
+
+
 class Images(Protocol):
     """The image store, read side."""
 

@@ -130,7 +130,7 @@ class Residence:
             if self.is_over or self._host is None:
                 raise _refused(Reason.SESSION_ENDED, "")
             theirs, box, streams = self._host
-            if not _same(theirs.call, plan.call) or theirs.frame.digest != plan.frame.digest:
+            if not _same(theirs.call, plan.call) or _pool_key(theirs) != _pool_key(plan):
                 raise _refused(Reason.SESSION_ENDED, "it is not a session of this sender and profile")
             self.visits += 1
             yield Visitor(self, box, streams, theirs.call.profile.session.idle_s)
@@ -211,6 +211,10 @@ def _same(theirs: ToolCall, ours: ToolCall) -> bool:
         ours.profile.digest,
         ours.workspace_path,
     )
+
+
+def _pool_key(plan: Plan) -> str | None:
+    return None if plan.frame is None else plan.frame.digest
 
 
 def _refused(reason: Reason, detail: str) -> Refused:

@@ -217,4 +217,4 @@ def test_nothing_but_the_path_of_a_call_holds_a_box_or_runs_in_one() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fumehood.sandbox")
     }
-    assert taken == {"sandbox/__init__.py", "sandbox/lifetime.py", "sandbox/borrowing.py"}
+    assert taken == {"sandbox/__init__.py", "sandbox/lifetime.py", "sandbox/borrowing.py", "sandbox/remote.py"}

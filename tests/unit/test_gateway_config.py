@@ -55,7 +55,10 @@ gateway:
 
 def test_the_example_of_the_guide_loads() -> None:
     guide = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text()
-    (example,) = re.findall(r"```yaml\n(# config: .*?)```", guide, re.DOTALL)
+    example, remote = re.findall(r"```yaml\n(# config: .*?)```", guide, re.DOTALL)
+    found = config.parse(remote, "f").gateway
+    assert found is not None
+    assert [server.upstream is not None for server in found.servers] == [True, True]
     found = config.parse(example, "f").gateway
     assert found is not None
     assert [server.name for server in found.servers] == ["git", "time", "notes"]

@@ -10,6 +10,12 @@ from fumehood.reasons import Reason
 def check(call: ToolCall, images: Images) -> Verified | Deny:
     """The call with its image found, or why it cannot run."""
     profile = call.profile
+    if profile.upstream is None and not profile.image:
+        return Deny(
+            reason=Reason.BAD_REQUEST, rule="profile.remote",
+            detail=f"the profile {profile.name} is for remote servers and has no image to run anything in",
+            remedy="Name a profile with an `image`, or give the server an `upstream`.",
+        )  # fmt: skip
     if call.session is not None and profile.scope is not Scope.SESSION:
         return Deny(
             reason=Reason.BAD_REQUEST, rule="profile.scope", detail=f"the profile {profile.name} keeps no sessions",
@@ -24,6 +30,8 @@ def check(call: ToolCall, images: Images) -> Verified | Deny:
             detail=f"the profile {profile.name} gives its tools no workspace",
             remedy="Leave --workspace out, or allow one in the profile.",
         )  # fmt: skip
+    if profile.upstream is not None:
+        return Verified(call=call, image=None)
     image = images.resolve(profile.image)
     if image is None:
         return Deny(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fumehood.faults import FumehoodError
+from fumehood.model import REMOTE
 from fumehood.reasons import Reason
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ def _facts(row: _Row) -> dict[str, Any]:
         "name": asked.name,
         "profile": asked.profile,
         "digest": None if profile is None else profile.digest,
-        "engine": asked.engine if profile is None else profile.engine,
+        "engine": REMOTE if asked.upstream is not None else asked.engine if profile is None else profile.engine,
+        "upstream": None if asked.upstream is None else asked.upstream.url,
         "command": list(asked.command if served is None else served.argv),
         "workspace": asked.workspace,
         "workspace_mode": None if profile is None else profile.filesystem.workspace.value,

@@ -18,6 +18,7 @@ from fumehood.egress.handlers import supplies_of
 from fumehood.egress.limits import Budget, Meter
 from fumehood.egress.log import EgressLog
 from fumehood.egress.names import Names
+from fumehood.egress.remote import RemoteBox, remote_gate
 from fumehood.egress.task import GateTask
 from fumehood.faults import Refused
 from fumehood.model import Deny, Kind, Plan, Supplies
@@ -113,7 +114,11 @@ class OpenGate:
 @asynccontextmanager
 async def gate(plan: Plan, leases: Leases, box: GatedBox, ports: Ports) -> AsyncIterator[Gate]:
     """Hold the gate of a call's box for the body. Raises Refused, BoxFailed."""
-    if not plan.call.profile.network.rules:
+    if plan.call.profile.upstream is not None:
+        assert isinstance(box, RemoteBox)  # noqa: S101 - `sandbox.box` makes no other for it
+        async with remote_gate(plan, leases, box, ports) as remote:
+            yield remote
+    elif not plan.call.profile.network.rules:
         box.way_out = NoGate(leases)
         yield box.way_out
     elif box.standing is not None:

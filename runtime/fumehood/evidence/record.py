@@ -22,7 +22,7 @@ import anyio
 from fumehood.evidence.ending import ending, one_line
 from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.lifecycle import NEXT, Event, State
-from fumehood.model import Deny, Grant, Outcome, Plan, Result, ToolCall, Verdict, Verified
+from fumehood.model import REMOTE, Deny, Grant, Outcome, Plan, Result, ToolCall, Verdict, Verified
 from fumehood.ports import Ports
 from fumehood.reasons import Reason
 
@@ -91,7 +91,10 @@ class Log:
                 raise Refused(value)
             case Verified():
                 image = value.image
-                await self.event(Event.VERIFY, image=image.name, image_digest=image.digest, docker_id=image.docker_id)
+                if image is None:
+                    await self.event(Event.VERIFY, image=None)
+                else:
+                    await self.event(Event.VERIFY, image=image.name, image_digest=image.digest, docker_id=image.docker_id)
             case Verdict():
                 await self.event(Event.DECIDE, decision=value.decision.value, rule=value.rule)
             case Grant():
@@ -206,6 +209,8 @@ async def record(call: ToolCall, ports: Ports) -> AsyncIterator[Log]:
 
 def _plan_facts(plan: Plan) -> dict[str, Any]:
     frame, binding = plan.frame, plan.binding
+    if frame is None:
+        return {"engine": REMOTE, "wall_s": binding.wall_s}
     return {
         "engine": frame.engine,
         "runtime": frame.runtime,

@@ -9,8 +9,8 @@ import anyio
 
 from fumehood.execution.parking import Parkable
 from fumehood.execution.pipes import FRAME_SLACK_BYTES, Heard, Kept, Lines, Pipes, collect, feed
-from fumehood.execution.visiting import BROKEN, run_visit
-from fumehood.execution.work import Command, Exchange, Hosting, RunningBox, Visit, VisitedBox, Work
+from fumehood.execution.visiting import BROKEN, run_call, run_visit
+from fumehood.execution.work import Call, Command, Exchange, Hosting, RemoteBox, RunningBox, Visit, VisitedBox, Work
 from fumehood.faults import BoxFailed, ExchangeFailed
 from fumehood.model import Outcome, Plan, Result
 from fumehood.ports import Exited
@@ -26,8 +26,14 @@ ENVIRONMENT = {
 }
 
 
-async def run(box: RunningBox | VisitedBox, work: Work, plan: Plan) -> Outcome:
+async def run(box: RunningBox | VisitedBox | RemoteBox, work: Work, plan: Plan) -> Outcome:
     """Run the work to its end and describe it. Raises BoxFailed when the box goes wrong."""
+    if isinstance(work, Call):
+        if not isinstance(box, RemoteBox):
+            raise BoxFailed(Reason.BAD_REQUEST, "only a remote server is called without being started")
+        return await run_call(box, work, plan)
+    if isinstance(box, RemoteBox):
+        raise BoxFailed(Reason.BAD_REQUEST, "nothing can be started at a remote server")
     if isinstance(work, Visit):
         if not isinstance(box, VisitedBox):
             raise BoxFailed(Reason.BAD_REQUEST, "a visit needs a session")

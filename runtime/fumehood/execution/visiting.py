@@ -1,17 +1,21 @@
-"""A conversation with the server of a session, in whose box the call is a guest."""
+"""A conversation with a server that was not started for it: a session's, in whose box the call is a guest, or a remote one."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import anyio
 
 from fumehood.execution.parking import Heeding, Parkable
 from fumehood.execution.pipes import Heard
-from fumehood.execution.work import Visit, VisitedBox
+from fumehood.execution.work import Call, EnteredBox, RemoteBox, Streams, Visit, VisitedBox
 from fumehood.faults import ExchangeFailed
 from fumehood.model import Outcome, Plan, Result
 from fumehood.reasons import Reason
+from fumehood.residence import ServerStreams
 
 # A server that did this in one call is not kept for the next.
 BROKEN = frozenset({Reason.SERVER_DIED, Reason.SERVER_GARBAGE})
@@ -19,21 +23,38 @@ BROKEN = frozenset({Reason.SERVER_DIED, Reason.SERVER_GARBAGE})
 
 async def run_visit(box: VisitedBox, work: Visit, plan: Plan) -> Outcome:
     """Converse with the session's server, for at most the call's own `wall` and `idle`."""
-    call, limits = plan.call, plan.limits
-    outcome = Outcome(task=call.task, result=Result.OK)
+    return await _converse(box, nullcontext(box.streams), work.converse, plan)
+
+
+async def run_call(box: RemoteBox, work: Call, plan: Plan) -> Outcome:
+    """Converse with a remote server, for at most the call's `wall` and `idle`."""
+    outcome = await _converse(box, work.speak(box.origin), work.converse, plan)
+    if outcome.reason in BROKEN and outcome.remedy is None:
+        return replace(outcome, remedy="Try again; whoever runs the server knows more.")  # it has no stderr here to read
+    return outcome
+
+
+async def _converse(
+    box: EnteredBox, speaking: AbstractAsyncContextManager[ServerStreams], converse: Callable[[Streams], Awaitable[Any]], plan: Plan
+) -> Outcome:
+    limits = plan.limits
+    outcome = Outcome(task=plan.call.task, result=Result.OK)
     heard = Heard()
-    streams = Parkable(Heeding(box.streams, heard), box.park, box.resume, heard)
     late: list[Reason] = []
     await box.enter()
     try:
-        async with anyio.create_task_group() as tasks:
+        async with speaking as streams, anyio.create_task_group() as tasks:
             tasks.start_soon(_limit_visit, tasks.cancel_scope, heard, limits.wall_s, limits.idle_s, late)
-            outcome = replace(outcome, value=await work.converse(streams))
+            value = await converse(Parkable(Heeding(streams, heard), box.park, box.resume, heard))
+            outcome = replace(outcome, value=value)
             tasks.cancel_scope.cancel()
     except* ExchangeFailed as group:
-        error = group.exceptions[0]
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
         assert isinstance(error, ExchangeFailed)  # noqa: S101 - what `except*` chose
-        outcome = replace(outcome, result=Result.FAILED, reason=error.reason, detail=error.detail, value=error.value)
+        told: dict[str, Any] = {"reason": error.reason, "detail": error.detail, "remedy": error.remedy, "value": error.value}
+        outcome = replace(outcome, result=Result.FAILED, **told)
         if error.reason in BROKEN:
             await box.kill(error.reason)
     if late and outcome.result is Result.OK and outcome.value is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from fumehood.model import Usage
-from fumehood.ports import Exited
+from fumehood.ports import Exited, Origin
 from fumehood.reasons import Reason
 from fumehood.residence import HeldBox, Residence, ServerStreams
 
@@ -66,7 +66,15 @@ class Visit:
     converse: Callable[[Streams], Awaitable[Any]]
 
 
-Work = Command | Exchange | Hosting | Visit
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A conversation with a remote server. `speak` makes a server's streams out of requests to it, for as long as it is held."""
+
+    speak: Callable[[Origin], AbstractAsyncContextManager[ServerStreams]]
+    converse: Callable[[Streams], Awaitable[Any]]
+
+
+Work = Command | Exchange | Hosting | Visit | Call
 
 
 class RunningBox(HeldBox, Protocol):
@@ -97,14 +105,8 @@ class RunningBox(HeldBox, Protocol):
         ...
 
 
-@runtime_checkable
-class VisitedBox(Protocol):
-    """The part of a session's box that a visit needs."""
-
-    @property
-    def streams(self) -> ServerStreams:
-        """The server's."""
-        ...
+class EnteredBox(Protocol):
+    """The part that a conversation needs of a box whose server runs already."""
 
     async def enter(self) -> None:
         """Let the server go on."""
@@ -123,5 +125,25 @@ class VisitedBox(Protocol):
         ...
 
     async def kill(self, reason: Reason) -> None:
-        """End the session."""
+        """End what there is to end of it: a session, a remote server's connections."""
+        ...
+
+
+@runtime_checkable
+class VisitedBox(EnteredBox, Protocol):
+    """The part of a session's box that a visit needs."""
+
+    @property
+    def streams(self) -> ServerStreams:
+        """The server's."""
+        ...
+
+
+@runtime_checkable
+class RemoteBox(EnteredBox, Protocol):
+    """The part that a call of a remote server needs of its box, which is a gate alone."""
+
+    @property
+    def origin(self) -> Origin:
+        """Where the gate leads."""
         ...

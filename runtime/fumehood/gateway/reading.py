@@ -14,15 +14,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fumehood.admission import verify
 from fumehood.config import Config
 from fumehood.faults import FumehoodError
 from fumehood.gateway.senders import read_senders
 from fumehood.gateway.served import HttpFront, Served, ServedSet, Tls
-from fumehood.gateway_config import GatewayConfig, HttpConfig, Listen, ServerConfig, default_hosts, exposed
+from fumehood.gateway_config import (
+    GatewayConfig,
+    HttpConfig,
+    Listen,
+    ServerConfig,
+    UpstreamConfig,
+    default_hosts,
+    exposed,
+)
 from fumehood.image.store import ImageStore
-from fumehood.model import Deny, Sender, ToolCall
+from fumehood.model import CredentialUse, Deny, EgressKind, EgressRule, Profile, Sender, ToolCall
 from fumehood.profile.files import is_path, search_folders, shipped_folder
 from fumehood.profile.loader import load
 from fumehood.reasons import Reason
@@ -30,6 +39,8 @@ from fumehood.safe_files import inside, read_trusted
 from fumehood.state import StateFolder
 
 _PEM_BYTES = 64 * 1024
+CREDENTIAL = "upstream"
+"""What a remote server's one credential is called in its profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,9 @@ class Reader:
         try:
             directory = _open_directory(asked.workspace)
             profile = load(asked.profile, self._folders, self._uid, kept=self._state.profiles)
+            if asked.upstream is not None:
+                profile = remote_profile(profile, asked.upstream)
+                self._check_credential(asked.upstream.credential)
             profile = replace(profile, engine=asked.engine or profile.engine or self.found.engine)
             served = Served(
                 name=asked.name,
@@ -91,9 +105,15 @@ class Reader:
             raise FumehoodError(error.reason, detail, remedy=error.remedy) from error
         return served
 
+    def _check_credential(self, name: str | None) -> None:
+        known = {each.name for each in self.found.outward.credentials}
+        if name is not None and name not in known:
+            detail = f"upstream.credential: there is no {name!r} below `credentials`"
+            raise FumehoodError(Reason.CONFIG_INVALID, detail, remedy="Add it, or name another.")
+
     def judge(self, served: Served) -> Deny | None:
         """Why every call of this server would be refused: by the code that judges calls, and before any is made."""
-        if not served.argv:
+        if not served.argv and served.profile.upstream is None and served.profile.image:
             detail = f"the profile {served.profile.name} has no `command`"
             remedy = "Name the server's `command` beside its profile."
             return Deny(reason=Reason.CONFIG_INVALID, rule="gateway.servers", detail=detail, remedy=remedy)
@@ -193,6 +213,27 @@ class Reader:
             remedy = "Give PEM files, the key without a passphrase."
             raise FumehoodError(Reason.CONFIG_INVALID, detail, remedy=remedy) from error
         return tls
+
+
+def remote_profile(profile: Profile, upstream: UpstreamConfig) -> Profile:
+    """The profile of one remote server: what its own allows, at the one place, with the one credential. Raises FumehoodError."""
+    from fumehood.profile.resolve import profile_digest
+
+    if profile.image:
+        detail = f"the profile {profile.name} has an image, and a remote server runs elsewhere"
+        raise FumehoodError(Reason.CONFIG_INVALID, detail, remedy="Name a profile with `remote: true`.")
+    url = urlsplit(upstream.url)
+    name, used = url.hostname or "", upstream.credential
+    rule = EgressRule(
+        kind=EgressKind.HTTP, name=name, ports=(url.port or 443,), addresses=upstream.addresses,
+        credential=None if used is None else CREDENTIAL,
+    )  # fmt: skip
+    uses: tuple[CredentialUse, ...] = ()
+    if used is not None:
+        scope = {} if upstream.resource is None else {"resource": upstream.resource}
+        uses = (CredentialUse(name=CREDENTIAL, source=used, header="authorization", scope=scope),)
+    made = replace(profile, upstream=upstream.url, network=replace(profile.network, rules=(rule,)), credentials=uses)
+    return replace(made, digest=profile_digest(made))
 
 
 def _open_directory(path: str | None) -> int | None:

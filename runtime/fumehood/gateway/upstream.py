@@ -1,4 +1,4 @@
-"""One MCP server behind the gateway: its catalogue, and every request to it as a call in a box (rule 8).
+"""One MCP server behind the gateway: its catalogue, and every request to it as a call in a box, or through a gate (rule 8).
 
 Invariants: what the profile does not allow is neither listed nor called, and asking for it starts nothing; the
 arguments that were judged are the arguments that are sent; every request that runs the server's code is a call with a
@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from fumehood.admission.policy import WORKSPACE_FILES, permits
-from fumehood.execution import Command, Exchange, Visit, Work
+from fumehood.execution import Call, Command, Exchange, Streams, Visit, Work
 from fumehood.gateway import catalogue, exchange, files
 from fumehood.gateway.catalogue import Catalogue, Shelf, UnreadError
 from fumehood.gateway.exchange import ClientFacts, Relay, Said, Spill
@@ -22,6 +22,7 @@ from fumehood.gateway.peer import Client
 from fumehood.gateway.protocol import TASKS_EXTENSION, printable
 from fumehood.gateway.served import Served
 from fumehood.gateway.sessions import Sessions
+from fumehood.gateway.streamable import Manner, speak
 from fumehood.memory import Memory
 from fumehood.model import Ask, Deny, Kind, Outcome, Oversize, Profile, Result, Scope, Sender, ToolCall, WorkspaceMode
 from fumehood.reasons import Reason
@@ -78,7 +79,7 @@ class Upstream:
             profile = catalogue.reading_profile(self.profile)
             call = replace(self._call(client.sender, Kind.COMMAND, None, {}), profile=profile, front_door="catalogue")
             converse = partial(catalogue.read, client=facts, profile=profile, probe=probe)
-            return await self._run(call, Exchange(self.served.argv, converse))
+            return await self._run(call, self._work(converse))
 
         return await self._shelf.get(facts.capabilities, modern=client.era.modern, reading=reading)
 
@@ -103,7 +104,11 @@ class Upstream:
                 spill=self._spill(wanted, call),
             )  # fmt: skip
             if self.profile.scope is Scope.CALL:
-                return _honest(await self._run(call, Exchange(self.served.argv, converse)), wanted, pinned), None
+                tool = pinned.tools.get(wanted.name) if wanted.kind is Kind.TOOL else None
+                ask = self.profile.ask
+                schema = None if tool is None else tool.definition.get("inputSchema")
+                work = self._work(converse, schema, may_ask=ask.elicitation or ask.sampling)
+                return _honest(await self._run(call, work), wanted, pinned), None
             hosting = replace(
                 self._call(client.sender, Kind.SESSION, None, {}), front_door="session"
             )
@@ -117,6 +122,16 @@ class Upstream:
             return session.outcome, None
         outcome = await self._run(replace(call, session=session.task), Visit(partial(converse, greeted=True)))
         return _honest(outcome, wanted, pinned), handle
+
+    def _work(
+        self, converse: Callable[[Streams], Awaitable[Any]], schema: Mapping[str, Any] | None = None, *, may_ask: bool = False
+    ) -> Work:
+        """A conversation with the server: started in a box, or remote; `schema` is that of the tool that is called."""
+        if self.profile.upstream is None:
+            return Exchange(self.served.argv, converse)
+        used = next((use.source for use in self.profile.credentials), None)
+        manner = Manner(result_bytes=self.profile.limits.result_bytes, credential=used, schema=schema, listens=may_ask)
+        return Call(partial(speak, manner=manner), converse)
 
     def _spill(self, wanted: Wanted, call: ToolCall) -> Spill | None:
         """Where a long result goes: only a tool's has a place for a link."""

@@ -149,6 +149,9 @@ class ProfileDocument(Strict):
     image: Annotated[str, *matching(IMAGE_PATTERN, "an image's name or sha256:<64 hex digits>")] | None = Field(
         default=None, description="The image's name or digest. Required, here or in the extended profile."
     )
+    remote: bool = Field(
+        default=False, description="For a remote server (`upstream` in fumehood.yaml): nothing runs here, so no image."
+    )
     command: tuple[Text, ...] = Field(
         default=(), strict=False, description="The server's argv, unless the caller gives one."
     )

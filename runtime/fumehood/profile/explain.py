@@ -16,6 +16,8 @@ _UNIX_SOCKET = 1
 
 def shown(value: Profile) -> dict[str, Any]:
     """The profile as a file that says everything; it loads to the same digest."""
+    if not value.image:
+        return _shown_remote(value)
     limits, files = value.limits, value.filesystem
     return {
         "image": value.image,
@@ -63,6 +65,8 @@ def shown(value: Profile) -> dict[str, Any]:
 
 def sentences(value: Profile) -> list[str]:
     """What a tool under this profile can and cannot do."""
+    if not value.image:
+        return [*_where_it_is(value), *_what_may_be_called(value), *_remote_bounds(value)]
     return [*_what_runs(value), *_what_may_be_called(value), *_files(value), *_rest(value), *_bounds(value)]
 
 
@@ -102,8 +106,8 @@ def _what_may_be_called(value: Profile) -> list[str]:
     asks = [name for name, may in (("its user", value.ask.elicitation), ("its model", value.ask.sampling)) if may]
     if asks:
         lines.append(
-            f"In mid-call it can put up to {value.ask.most} questions to the client, for {' and '.join(asks)}, and is"
-            f" frozen for up to {duration_text(value.ask.wait_s)} until each is answered."
+            f"In mid-call it can put up to {value.ask.most} questions to the client, for {' and '.join(asks)}, and"
+            f" {'is frozen' if value.image else 'has no lease'} for up to {duration_text(value.ask.wait_s)} until each is answered."
         )
     else:
         lines.append("In mid-call it can ask the client nothing.")
@@ -165,6 +169,46 @@ def _bounds(value: Profile) -> list[str]:
         f"Of each output stream {size_text(limits.output_bytes)} is kept.",
         f"A result may have {size_text(limits.result_bytes)}"
         + ("; a larger one is kept and linked to." if value.results is Oversize.SPILL else "."),
+    ]
+
+
+def _shown_remote(value: Profile) -> dict[str, Any]:
+    limits = value.limits
+    return {
+        "remote": True,
+        **{kind: {"allow": _names(getattr(value, kind))} for kind in ("tools", "resources", "prompts")},
+        "completion": value.completion,
+        "ask": {
+            "elicitation": value.ask.elicitation,
+            "sampling": value.ask.sampling,
+            "most": value.ask.most,
+            "wait": duration_text(value.ask.wait_s),
+        },
+        "results": value.results.value,
+        "limits": {
+            "wall": duration_text(limits.wall_s),
+            "idle": None if limits.idle_s is None else duration_text(limits.idle_s),
+            "result": size_text(limits.result_bytes),
+        },
+        "network": {"limits": shown_network(value)["limits"]},
+    }
+
+
+def _where_it_is(value: Profile) -> list[str]:
+    where = "where `upstream` of the configuration says" if value.upstream is None else f"at {value.upstream}"
+    return [
+        f"It runs {where}, out of our hands: every call reaches it through a gate of its own, and nothing runs here.",
+        "It gets the call's name and arguments, and the credential that `upstream` names; nothing of the client's own.",
+    ]
+
+
+def _remote_bounds(value: Profile) -> list[str]:
+    limits = value.limits
+    idle = f", and after {duration_text(limits.idle_s)} of silence" if limits.idle_s is not None else ""
+    more = "; a larger one is kept and linked to." if value.results is Oversize.SPILL else "."
+    return [
+        f"A call is given up after {duration_text(limits.wall_s)}{idle}.",
+        f"A result may have {size_text(limits.result_bytes)}{more}",
     ]
 
 

@@ -32,6 +32,12 @@ from fumehood.profile.network import judge as judge_network
 from fumehood.profile.problems import Problem
 from fumehood.profile.source import Path, Source
 
+# `scope`, because a call's connection to a remote server ends with it; `credentials`, because `upstream` names the one there is.
+_BOX = (
+    "image", "command", "scope", "session", "engine", "runtime", "filesystem", "seccomp", "environment", "credentials", "devices",
+    "user_namespace", "accept_risk",
+)  # fmt: skip
+_BOX_LIMITS = ("cpu", "memory", "pids", "output", "disk", "open_files")
 _OVERLAID = ("limits", "filesystem", "tools", "resources", "prompts", "network", "ask", "session")
 
 
@@ -61,7 +67,8 @@ def judge(document: ProfileDocument, source: Source) -> list[Problem]:
     limits, files = document.limits, document.filesystem
     unlimited = limits.disk == DISK_UNLIMITED
     found: list[tuple[bool, Path, str]] = [
-        (document.image is None, ("image",), "expected an image's name; there is no default"),
+        (document.image is None and not document.remote, ("image",), "expected an image's name; there is no default"),
+        *_of_a_box(document),
         (
             files.workspace == "direct" and not unlimited,
             ("filesystem", "workspace"),
@@ -110,6 +117,15 @@ def judge(document: ProfileDocument, source: Source) -> list[Problem]:
             path = ("filesystem", "protect", number)
             problems.append(source.problem(path, f"expected a pattern relative to the workspace, found {pattern!r}"))
     return problems
+
+
+def _of_a_box(document: ProfileDocument) -> list[tuple[bool, Path, str]]:
+    """What says something of a box, in a profile for servers that have none."""
+    said: list[Path] = [(field,) for field in _BOX if field in document.model_fields_set]
+    said += [("limits", field) for field in _BOX_LIMITS if field in document.limits.model_fields_set]
+    said += [("network", "egress")] if document.network.egress else []
+    message = "expected nothing beside `remote: true`: the server runs elsewhere, in no box"
+    return [(document.remote, path, message) for path in said]
 
 
 def profile(name: str, document: ProfileDocument, seccomp: SeccompPolicy) -> Profile:

@@ -83,6 +83,7 @@ class Borrowed:
 @asynccontextmanager
 async def borrowed(plan: Plan, ports: Ports, log: Log) -> AsyncIterator[Borrowed]:
     """Hold the box of the call's session for the body, and leave it frozen however the body ends. Raises Refused."""
+    assert plan.frame is not None  # noqa: S101 - a remote server has no sessions of ours
     async with ports.residences.of(plan.call).visit(plan) as visitor:
         await log.event(
             Event.MAKE, engine=visitor.engine, container=visitor.container, frame=plan.frame.digest, image=plan.frame.image,

@@ -17,6 +17,7 @@ from fumehood.reasons import Reason
 from fumehood.residence import WayOut
 from fumehood.sandbox.borrowing import Borrowed, borrowed
 from fumehood.sandbox.log import Log
+from fumehood.sandbox.remote import Remote, remote
 
 REMOVE_DEADLINE_S = 20.0
 _log = logging.getLogger("fumehood")
@@ -95,12 +96,16 @@ class Box:
 
 
 @asynccontextmanager
-async def box(plan: Plan, ports: Ports, log: Log) -> AsyncIterator[Box | Borrowed]:
-    """Hold a box for the body, and remove it however the body ends; or the session's box, and give it back."""
+async def box(plan: Plan, ports: Ports, log: Log) -> AsyncIterator[Box | Borrowed | Remote]:
+    """Hold a box for the body, and remove it however the body ends; or the session's box, and give it back; or none at all."""
     task = plan.call.task
-    if plan.call.session is not None:
-        async with borrowed(plan, ports, log) as held:
+    if plan.frame is None:
+        async with remote(plan, log) as held:
             yield held
+        return
+    if plan.call.session is not None:
+        async with borrowed(plan, ports, log) as lent:
+            yield lent
         return
     try:
         made = await ports.broker.make(task, plan.frame)
@@ -120,11 +125,11 @@ async def box(plan: Plan, ports: Ports, log: Log) -> AsyncIterator[Box | Borrowe
             _log.error("%s: the box was not removed within %.0f s; the next start sweeps it", task, REMOVE_DEADLINE_S)
 
 
-async def settle(box: Box | Borrowed, plan: Plan, outcome: Outcome) -> Outcome:
+async def settle(box: Box | Borrowed | Remote, plan: Plan, outcome: Outcome) -> Outcome:
     """Let the changes of a call that succeeded land, wait, or vanish, as the profile says; those of any other vanish."""
     mode = plan.binding.workspace
-    if isinstance(box, Borrowed) or mode not in {WorkspaceMode.RW, WorkspaceMode.SCRATCH}:
-        return outcome  # a session's changes are settled when it ends
+    if not isinstance(box, Box) or mode not in {WorkspaceMode.RW, WorkspaceMode.SCRATCH}:
+        return outcome  # a session's changes are settled when it ends, and a remote server has none
     filesystem = plan.call.profile.filesystem
     actions = {CommitMode.AUTO: "commit", CommitMode.ASK: "hold", CommitMode.NEVER: "discard"}
     landed = outcome.result is Result.OK and mode is WorkspaceMode.RW

@@ -20,7 +20,7 @@ def plan(grant: Grant) -> Plan | Deny:
         mode = WorkspaceMode.SCRATCH  # `rw` means the directory given, where one is given
     return Plan(
         grant=grant,
-        frame=Frame(
+        frame=None if image is None else Frame(
             image=image.digest,
             docker_image=image.docker_id,
             engine=profile.engine,
