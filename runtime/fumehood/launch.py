@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import resource
 import select
@@ -295,6 +296,7 @@ def _take_lock(chosen: Settings) -> int:
 def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
     from fumehood.ledger.serve import serve
 
+    gc.freeze()  # what was imported stays for good
     chosen = _briefed(briefing)
     if chosen is not None:
         confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
@@ -304,6 +306,7 @@ def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
 def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:
     from fumehood.broker.serve import serve
 
+    gc.freeze()  # what was imported stays for good
     chosen = _briefed(briefing)
     if chosen is not None:
         serve(chosen, *ends)

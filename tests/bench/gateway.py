@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from typing import Any
 import anyio
 from commands import CannotRunError
 from figures import percentile
-from gateway_client import Answered, GatewayClient, connected, cpu_ms, usage
+from gateway_client import Answered, GatewayClient, connected, cpu_ms, joined, listening, usage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' own helpers
 
@@ -38,6 +40,8 @@ filesystem: {workspace: ro}
 limits: {memory: 64MiB, pids: 16, wall: 120s}
 """
 _ROUNDS_TO_SETTLE = 5
+# A connection may have 64 requests under way.
+_SLOW_OF_A_CONNECTION = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,14 @@ async def _measure(lab: Lab, files: Path, wanted: argparse.Namespace) -> list[Fi
         eight = await _calls(client, 8, wanted.calls, "echo", {"text": "x"})
         lists = [(await client.request("tools/list", {})).ms for _ in range(wanted.calls)]
         figures += _quantiles("a listing, nothing else under way", lists)
-        figures += await _under_slow_calls(client, wanted.slow)
+    place = lab.folder / "gateway.sock"
+    async with listening(bare, environment, place) as pid, joined(place, pid) as client:
+        for _ in range(_ROUNDS_TO_SETTLE):
+            await client.call("echo", text="warm")
+        async with AsyncExitStack() as stack:
+            connections = math.ceil(wanted.slow / _SLOW_OF_A_CONNECTION)
+            others = [await stack.enter_async_context(joined(place, pid)) for _ in range(connections)]
+            figures += await _under_slow_calls(client, others, wanted.slow)
         figures += await _many(client, wanted.soak)
     async with connected([*gateway, "--profile", "mcp-server-time"], environment) as client:
         real = await _calls(client, 1, max(5, wanted.calls // 5), "get_current_time", {"timezone": "UTC"})
@@ -145,22 +156,22 @@ async def _calls(
     return found
 
 
-async def _under_slow_calls(client: GatewayClient, count: int) -> list[Figure]:
-    """Listings while `count` calls are under way, every one of which has begun in its box."""
+async def _under_slow_calls(client: GatewayClient, others: Sequence[GatewayClient], count: int) -> list[Figure]:
+    """A client's listings while `count` calls of the others' are under way, every one of which has begun in its box."""
     begun = [anyio.Event() for _ in range(count)]
     refused: list[str] = []
 
-    async def slow(event: anyio.Event) -> None:
+    async def slow(number: int, event: anyio.Event) -> None:
         try:
-            await client.call("wait", event, seconds=110)
+            await others[number % len(others)].call("wait", event, seconds=110)
         except CannotRunError as error:
             refused.append(str(error))
             event.set()
 
     started = time.perf_counter()
     async with anyio.create_task_group() as tasks:
-        for event in begun:
-            tasks.start_soon(slow, event)
+        for number, event in enumerate(begun):
+            tasks.start_soon(slow, number, event)
         with anyio.move_on_after(100) as waiting:
             for event in begun:
                 await event.wait()
@@ -255,7 +266,7 @@ def table(figures: Sequence[Figure]) -> list[str]:
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench gateway", description="What the gateway adds to a call.")
     parser.add_argument("--calls", type=int, default=60, help="measured calls of one client (default 60)")
-    parser.add_argument("--slow", type=int, default=60, help="slow calls at once, 64 is the gateway's limit (default 60)")
+    parser.add_argument("--slow", type=int, default=60, help="slow calls at once, 60 of a connection (default 60)")
     parser.add_argument("--soak", type=int, default=200, help="calls that must leave nothing behind (default 200; 10000)")
     parser.add_argument("--engine", choices=("oci", "docker"), default="oci")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -50,19 +51,19 @@ class Answered:
 
 
 class GatewayClient:
-    """One stdio connection to a gateway; `pid` is the gateway's worker."""
+    """One connection to a gateway, by stdio or a socket; `pid` is the gateway's worker."""
 
-    def __init__(self, process: anyio.abc.Process) -> None:
-        self._process = process
-        self.pid = process.pid
+    def __init__(self, source: anyio.abc.ByteReceiveStream, sink: anyio.abc.ByteSendStream, pid: int) -> None:
+        self._source = source
+        self._sink = sink
+        self.pid = pid
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
 
     async def read(self) -> None:
         """Hand every message to whom it is for, until the gateway ends."""
-        assert self._process.stdout is not None
         buffer = bytearray()
-        async for chunk in self._process.stdout:
+        async for chunk in self._source:
             buffer += chunk
             *lines, rest = bytes(buffer).split(b"\n")
             buffer[:] = rest
@@ -106,15 +107,16 @@ class GatewayClient:
         return await self.request("tools/call", {"name": tool, "arguments": arguments}, begun)
 
     async def _write(self, message: Mapping[str, Any]) -> None:
-        assert self._process.stdin is not None
-        await self._process.stdin.send(json.dumps(message).encode() + b"\n")
+        await self._sink.send(json.dumps(message).encode() + b"\n")
 
 
 @asynccontextmanager
 async def connected(argv: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[GatewayClient]:
     """A gateway that has read its list of tools, until the body is left."""
     async with await anyio.open_process(argv, env=environment, stderr=subprocess.PIPE) as process:
-        client = GatewayClient(process)
+        assert process.stdout is not None
+        assert process.stdin is not None
+        client = GatewayClient(process.stdout, process.stdin, process.pid)
         told: list[bytes] = []
 
         async def listen() -> None:
@@ -130,11 +132,35 @@ async def connected(argv: Sequence[str], environment: Mapping[str, str]) -> Asyn
                 yield client
             except TimeoutError as error:
                 raise CannotRunError(f"the gateway: {b''.join(told)[-400:].decode(errors='replace')}") from error
-            assert process.stdin is not None
             await process.stdin.aclose()
             with anyio.move_on_after(20):
                 await process.wait()
             tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def listening(argv: Sequence[str], environment: Mapping[str, str], path: Path) -> AsyncIterator[int]:
+    """A gateway that listens on a unix socket, until the body is left; its worker's pid."""
+    async with await anyio.open_process([*argv, "--unix", str(path)], env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            with anyio.fail_after(60):
+                while not await anyio.Path(path).is_socket():  # noqa: ASYNC110 - another process makes it
+                    await anyio.sleep(0.05)
+            yield process.pid
+        finally:
+            process.terminate()
+            with anyio.move_on_after(30, shield=True):
+                await process.wait()
+
+
+@asynccontextmanager
+async def joined(path: Path, pid: int) -> AsyncIterator[GatewayClient]:
+    """One connection more to a gateway that listens."""
+    async with await anyio.connect_unix(path) as stream, anyio.create_task_group() as tasks:
+        client = GatewayClient(stream, stream, pid)
+        tasks.start_soon(client.read)
+        yield client
+        tasks.cancel_scope.cancel()
 
 
 def usage(pid: int) -> tuple[float, int]:

@@ -22,7 +22,7 @@ from fumehood.egress.dial import dialer_of
 from fumehood.egress.limits import Meter
 from fumehood.egress.log import EgressLog
 from fumehood.egress.refusals import Rejected
-from fumehood.egress.scrub import Scrubber, spellings_of
+from fumehood.egress.scrub import Scrubber, Spellings, spellings_of
 from fumehood.egress.trust import upstream_context
 from fumehood.faults import ExchangeFailed
 from fumehood.model import CredentialUse, Plan, Scheme, SecretForm, Supplies
@@ -90,7 +90,7 @@ class RemoteGate:
         ms = round((time.monotonic() - began_s) * 1000, 1)
         self.note("request", method=method, path=urlsplit(self._target).path, status=status, ms=ms)
         spellings = [] if secret is None else spellings_of([(secret, None)])
-        return RemoteReply(self, connection, status, found, Scrubber(spellings, _INSTEAD))
+        return RemoteReply(self, connection, status, found, Scrubber(Spellings(spellings, _INSTEAD)))
 
     async def suspend(self) -> None:
         """Let nothing more out, and revoke the leases."""

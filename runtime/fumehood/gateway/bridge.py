@@ -24,23 +24,15 @@ import mcp_types
 from mcp.server.connection import Connection
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.lowlevel import Server
-from mcp.server.subscriptions import (
-    ListenHandler,
-    PromptsListChanged,
-    ResourcesListChanged,
-    ResourceUpdated,
-    ServerEvent,
-    ToolsListChanged,
-)
 from mcp.shared.dispatcher import DispatchContext
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import validate_mcp_param_headers
 
-from fumehood.gateway import results
+from fumehood.gateway import listening, results
 from fumehood.gateway.answering import Answering
 from fumehood.gateway.events import Event
 from fumehood.gateway.peer import Client
-from fumehood.gateway.protocol import CAPABILITIES_KEY, INTERNAL_ERROR, Era, GatewayError
+from fumehood.gateway.protocol import CAPABILITIES_KEY, INTERNAL_ERROR, INVALID_PARAMS, Era, GatewayError
 from fumehood.model import Sender
 
 REQUEST_CANCELLED = -32800
@@ -49,11 +41,6 @@ TELL_S = 10.0
 ENDED_S = 4.0
 Context = ServerRequestContext[Any, Any]
 _DECLARED = "fumehood.capabilities"
-_LIST_CHANGED = {
-    "tools": "notifications/tools/list_changed",
-    "prompts": "notifications/prompts/list_changed",
-    "resources": "notifications/resources/list_changed",
-}
 _log = logging.getLogger("fumehood")
 
 
@@ -179,10 +166,15 @@ class _Bridge:
         )
 
     async def _listen(
-        self, ctx: Context, params: mcp_types.SubscriptionsListenRequestParams
+        self, ctx: Context, _params: mcp_types.SubscriptionsListenRequestParams
     ) -> mcp_types.SubscriptionsListenResult:
-        heard = ListenHandler(_Bus(self._gateway, self._identify(ctx)), max_buffered_events=MAX_TOLD)
-        return await heard(ctx, params)
+        number, asked = ctx.request_id, (ctx.params or {}).get("notifications")
+        if number is None or not isinstance(asked, Mapping):
+            raise MCPError(INVALID_PARAMS, "Invalid params: a request with notifications is needed")
+        try:
+            await listening.listen(self._gateway, self._client(ctx, self._identify(ctx)), number, asked, _Channel(ctx))
+        except GatewayError as error:
+            raise MCPError(error.code, error.message, error.data) from error
 
 
 class _Channel:
@@ -217,8 +209,8 @@ class _Telling:
         self.scope = anyio.CancelScope()
 
     def note(self, event: Event) -> None:
-        if event.sender not in (None, self._party.sender) or len(self._notes) >= MAX_TOLD:
-            return
+        if event.kind == "task" or event.sender not in (None, self._party.sender) or len(self._notes) >= MAX_TOLD:
+            return  # the older eras have no Tasks extension
         named = event.connections if event.connections is not None or event.kind != "resource" else frozenset[str]()
         if named is not None and self._party.connection not in named:
             return  # an older client hears of a resource only if it subscribed to it
@@ -237,38 +229,7 @@ class _Telling:
                         if kind == "resource":
                             await self._connection.notify("notifications/resources/updated", {"uri": uri})
                         else:
-                            await self._connection.notify(_LIST_CHANGED[kind], None)
-
-
-class _Bus:
-    """The SDK's fan-out seam for one listening client: it hears what concerns its sender."""
-
-    def __init__(self, gateway: Answering, party: Party) -> None:
-        self._gateway = gateway
-        self._party = party
-
-    async def publish(self, event: ServerEvent) -> None:
-        raise NotImplementedError(f"the gateway publishes, not the SDK: {event}")
-
-    def subscribe(self, listener: Callable[[ServerEvent], None]) -> Callable[[], None]:
-        def hear(event: Event) -> None:
-            # Its own filter of URIs decides about resources: it has no subscriptions that the gateway keeps.
-            if event.sender in (None, self._party.sender):
-                listener(_event(event))
-
-        return self._gateway.events.subscribe(hear)
-
-
-def _event(event: Event) -> ServerEvent:
-    match event.kind:
-        case "tools":
-            return ToolsListChanged()
-        case "prompts":
-            return PromptsListChanged()
-        case "resources":
-            return ResourcesListChanged()
-        case "resource":
-            return ResourceUpdated(uri=event.uri or "")
+                            await self._connection.notify(listening.LIST_CHANGED[kind], None)
 
 
 def _giving(empty: mcp_types.Result | None) -> Any:

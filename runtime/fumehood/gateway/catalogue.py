@@ -1,4 +1,4 @@
-"""What a server says it has, read once in a box of its own and pinned for the life of the gateway.
+"""What a server says it has, read in a box of its own and pinned until a later reading finds something else.
 
 Invariants: a call is judged by this catalogue and never by a list that the client saw (a stateless client calls without
 listing, and a server may list something else a second time). A server's list can vary with what its client declares, so
@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -21,6 +22,7 @@ import anyio.lowlevel
 from fumehood.execution import Streams
 from fumehood.faults import ExchangeFailed
 from fumehood.gateway import exchange
+from fumehood.gateway.events import LIST_KINDS, ListKind
 from fumehood.gateway.exchange import ClientFacts, Conversation, Greeting, ServerAnsweredError
 from fumehood.gateway.protocol import METHOD_NOT_FOUND, TOO_MANY_REQUESTS, GatewayError, printable
 from fumehood.gateway.schema import CHECK_CPU_S, Schema, SchemaError
@@ -56,6 +58,15 @@ class Catalogue:
     resources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     templates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def differs(self, other: Catalogue) -> frozenset[ListKind]:
+        """Which lists are not those of the other."""
+        told = {
+            "tools": self.usable_tools == other.usable_tools,
+            "prompts": self.prompts == other.prompts,
+            "resources": (self.resources, self.templates) == (other.resources, other.templates),
+        }
+        return frozenset(kind for kind in LIST_KINDS if not told[kind])
+
     @property
     def usable_tools(self) -> dict[str, Mapping[str, Any]]:
         """The definitions of tools whose arguments can be judged, unchanged and in the server's order."""
@@ -71,12 +82,21 @@ class UnreadError(Exception):
         self.outcome = outcome
 
 
+@dataclass(slots=True)
+class _Place:
+    """One catalogue, with whom it is for."""
+
+    modern: bool
+    capabilities: Mapping[str, Any]
+    catalogue: Catalogue
+
+
 class Shelf:
-    """The catalogues of one gateway, by what the client declares."""
+    """The catalogues of one server, by what the client declares."""
 
     def __init__(self) -> None:
         """Hold none yet."""
-        self._places: dict[str, Catalogue] = {}
+        self._places: dict[str, _Place] = {}
         self._reading = anyio.Lock()
 
     async def get(
@@ -87,20 +107,40 @@ class Shelf:
         A server that speaks both eras is spoken to in its client's: it may ask only in the way of the era.
         """
         key = json.dumps([modern, capabilities], sort_keys=True)
+        if (found := self._places.get(key)) is not None:
+            return found.catalogue
         async with self._reading:  # whoever comes meanwhile waits for the one reading
             if (found := self._places.get(key)) is not None:
-                return found
+                return found.catalogue
             if len(self._places) >= MAX_CATALOGUES:
                 raise GatewayError(TOO_MANY_REQUESTS, f"more than {MAX_CATALOGUES} sets of client capabilities")
-            outcome = await reading(modern)
-            if outcome.reason in (Reason.SERVER_DIED, Reason.SERVER_GARBAGE):
-                # Some servers end when their first message is of the other era.
-                again = await reading(not modern)
-                outcome = again if again.result is Result.OK else outcome
-            if outcome.result is not Result.OK or not isinstance(outcome.value, Catalogue):
-                raise UnreadError(outcome)
-            self._places[key] = outcome.value
-            return outcome.value
+            place = self._places[key] = _Place(modern, capabilities, await _either_way(modern, reading))
+            return place.catalogue
+
+    async def renew(self, reading: Callable[[Mapping[str, Any], bool], Awaitable[Outcome]]) -> frozenset[ListKind]:
+        """Read every catalogue again by `reading(capabilities, probe)`; which lists have changed. One that cannot be read stays."""
+        changed: frozenset[ListKind] = frozenset()
+        async with self._reading:
+            for place in list(self._places.values()):
+                try:
+                    read = await _either_way(place.modern, partial(reading, place.capabilities))
+                except UnreadError as error:
+                    _log.warning("task %s: lists were not read again: %s", error.outcome.task, error.outcome.detail)
+                    continue
+                changed |= read.differs(place.catalogue)
+                place.catalogue = read
+        return changed
+
+
+async def _either_way(modern: bool, reading: Callable[[bool], Awaitable[Outcome]]) -> Catalogue:
+    outcome = await reading(modern)
+    if outcome.reason in (Reason.SERVER_DIED, Reason.SERVER_GARBAGE):
+        # Some servers end when their first message is of the other era.
+        again = await reading(not modern)
+        outcome = again if again.result is Result.OK else outcome
+    if outcome.result is not Result.OK or not isinstance(outcome.value, Catalogue):
+        raise UnreadError(outcome)
+    return outcome.value
 
 
 async def read(streams: Streams, client: ClientFacts, profile: Profile, *, probe: bool) -> Catalogue:

@@ -8,15 +8,19 @@ from typing import Literal
 
 from fumehood.model import Sender
 
+ListKind = Literal["tools", "prompts", "resources"]
+LIST_KINDS: tuple[ListKind, ...] = ("tools", "prompts", "resources")
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A list that is another now (`tools`, `prompts`, `resources`), or one `resource` that has changed.
+    """A list that is another now (`tools`, `prompts`, `resources`), one `resource` that has changed, or one `task`.
 
-    `sender` is whom it concerns, None for everybody; `connections` which of their connections, None for every one.
+    `uri` names the one resource or task. `sender` is whom it concerns, None for everybody; `connections` which of their
+    connections, None for every one.
     """
 
-    kind: Literal["tools", "prompts", "resources", "resource"]
+    kind: Literal["tools", "prompts", "resources", "resource", "task"]
     uri: str | None = None
     sender: Sender | None = None
     connections: frozenset[str] | None = None

@@ -49,11 +49,10 @@ MAX_PROGRESS = 10_000
 MAX_MESSAGE_CHARS = 4096
 PROBE_S = 5.0
 MAX_ROUNDS = 100
-# Messages of the protocol that nobody asked for: the lists are pinned.
-UNHEARD = frozenset(
+# Messages of the protocol that nobody asked for.
+UNHEARD = frozenset({"notifications/cancelled", "notifications/elicitation/complete"})
+RELISTED = frozenset(
     {
-        "notifications/cancelled",
-        "notifications/elicitation/complete",
         "notifications/tools/list_changed",
         "notifications/prompts/list_changed",
         "notifications/resources/list_changed",
@@ -84,6 +83,10 @@ class Relay(Protocol):
         """A resource that the server says has changed."""
         ...
 
+    async def relisted(self) -> None:
+        """The server says that one of its lists has changed."""
+        ...
+
     async def ask(self, streams: Parking, questions: Questions) -> dict[str, Any]:
         """The client's answers, by the questions' names; the box is parked meanwhile. Raises `ExchangeFailed`."""
         ...
@@ -101,6 +104,9 @@ class Silent:
         """Drop it."""
 
     async def updated(self, uri: str) -> None:
+        """Drop it."""
+
+    async def relisted(self) -> None:
         """Drop it."""
 
     async def ask(self, streams: Parking, questions: Questions) -> dict[str, Any]:  # noqa: ARG002 - the protocol's
@@ -245,6 +251,9 @@ class Conversation:
             case frames.Notification(method="notifications/resources/updated", params={"uri": str() as uri}):
                 self._understood = True
                 await self._relay.updated(uri)
+            case frames.Notification(method=method) if method in RELISTED:
+                self._understood = True
+                await self._relay.relisted()
             case frames.Notification(method=method) if method in UNHEARD:
                 self._understood = True
             case _:

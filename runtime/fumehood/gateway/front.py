@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -20,7 +21,7 @@ import anyio.abc
 
 from fumehood.gateway import files, kept, lists, results
 from fumehood.gateway.catalogue import Catalogue, UnreadError
-from fumehood.gateway.events import Event, Events
+from fumehood.gateway.events import LIST_KINDS, Event, Events, ListKind
 from fumehood.gateway.exchange import Said
 from fumehood.gateway.kept import KeptResults
 from fumehood.gateway.ongoing import Calls, Ongoing, described
@@ -35,8 +36,10 @@ from fumehood.gateway.protocol import (
     TASKS_EXTENSION,
     GatewayError,
     printable,
+    takes_tasks,
 )
 from fumehood.gateway.relay import ClientRelay
+from fumehood.gateway.renewal import Renewal
 from fumehood.gateway.routes import Routes
 from fumehood.gateway.served import Served
 from fumehood.gateway.sessions import Sessions
@@ -84,19 +87,22 @@ class Gateway:
         self._new_task = new_task
         self._sessions = Sessions(tasks, run, residences)
         self._kept = KeptResults(ledger)
-        self._calls = Calls(tasks, self._kept)
+        self._tasks = tasks
+        self._calls = Calls(tasks, self._kept, self._changed)
         self._levels: dict[str, str] = {}
         self._subscribed: dict[str, set[str]] = {}
         self._routes = Routes([self._upstream(served) for served in servers])
 
     def _upstream(self, served: Served) -> Upstream:
-        return Upstream(served, self._run, self._refuse, self._new_task, self._sessions, self._kept)
+        upstream = Upstream(served, self._run, self._refuse, self._new_task, self._sessions, self._kept)
+        upstream.renewal = Renewal(self._tasks, upstream.renew, partial(self._relisted, upstream))
+        return upstream
 
     def serve(self, servers: Sequence[Served]) -> None:
         """Serve these from now on. Calls under way end under what they began with; what did not change keeps its pins."""
         known = {upstream.served.identity: upstream for upstream in self._routes.upstreams}
         self._routes = Routes([known.get(served.identity) or self._upstream(served) for served in servers])
-        for kind in ("tools", "prompts", "resources"):
+        for kind in LIST_KINDS:
             self.events.publish(Event(kind))
 
     async def answer(self, client: Client, method: str, params: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
@@ -217,14 +223,14 @@ class Gateway:
         """Run a call in its request, or apart from it when its client may have to come back for it."""
         ask = upstream.profile.ask
         may_ask = client.era.modern and (ask.elicitation or ask.sampling) and wanted.kind is not Kind.COMPLETION
-        as_task = client.era.modern and wanted.kind is Kind.TOOL and _takes_tasks(client)
+        as_task = client.era.modern and wanted.kind is Kind.TOOL and takes_tasks(client.capabilities)
         call = upstream.call_of(client, wanted)
 
         async def carry(ongoing: Ongoing | None) -> dict[str, Any]:
             relay = ClientRelay(
                 client, channel, server=upstream.name, ask=ask, progress_token=token, log_level=wanted.log_level,
                 round_trip=ongoing.ask if ongoing is not None and may_ask else None,
-                on_updated=lambda uri: self._updated(client, uri),
+                on_updated=lambda uri: self._updated(client, uri), on_relisted=lambda: upstream.relisted(client),
             )  # fmt: skip
             outcome, handle = await upstream.carry(client, wanted, call, relay)
             return _told(outcome, wanted, upstream.profile, handle, modern=client.era.modern)
@@ -288,6 +294,13 @@ class Gateway:
             connections = frozenset(name for name, uris in self._subscribed.items() if uri in uris)
             self.events.publish(Event("resource", uri, client.sender, connections))
 
+    def _changed(self, task: Ongoing) -> None:
+        self.events.publish(Event("task", task.task, task.sender))
+
+    def _relisted(self, upstream: Upstream, kind: ListKind) -> None:
+        _log.warning("the %s of the server %s are others now than they were", kind, upstream.name)
+        self.events.publish(Event(kind))
+
 
 @asynccontextmanager
 async def open_gateway(
@@ -335,8 +348,3 @@ def _bound(method: str, params: Mapping[str, Any]) -> str:
 def _token(meta: Mapping[str, Any]) -> str | int | None:
     token = meta.get("progressToken")
     return token if type(token) in (str, int) else None
-
-
-def _takes_tasks(client: Client) -> bool:
-    extensions = client.capabilities.get("extensions")
-    return isinstance(extensions, dict) and TASKS_EXTENSION in extensions

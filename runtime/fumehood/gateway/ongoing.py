@@ -51,6 +51,7 @@ class Ongoing:
     error: GatewayError | None = None
     cancelled: bool = False
     is_task: bool = False
+    on_change: Callable[[Ongoing], None] = lambda _: None
     _answers: dict[str, Any] = field(default_factory=dict)
     _changed: anyio.Event = field(default_factory=anyio.Event)
     _answered: anyio.Event = field(default_factory=anyio.Event)
@@ -91,15 +92,17 @@ class Ongoing:
         self.changed_s = time.time()
         event, self._changed = self._changed, anyio.Event()
         event.set()
+        self.on_change(self)
 
 
 class Calls:
     """The calls under way of one gateway."""
 
-    def __init__(self, tasks: anyio.abc.TaskGroup, kept: KeptResults) -> None:
-        """Carry calls in `tasks`; how a task ended goes to `kept`."""
+    def __init__(self, tasks: anyio.abc.TaskGroup, kept: KeptResults, changed: Callable[[Ongoing], None]) -> None:
+        """Carry calls in `tasks`; how a task ended goes to `kept`, and `changed` hears when `tasks/get` says another thing."""
         self._tasks = tasks
         self._kept = kept
+        self._changed = changed
         self._rounds: dict[str, Ongoing] = {}
         self._of_task: dict[str, Ongoing] = {}
         self._count = 0
@@ -138,7 +141,7 @@ class Calls:
                     call.scope.cancel()  # nobody waits for it any more
                 raise
         if waiting.cancelled_caught and not call.is_over:
-            call.is_task = True
+            call.is_task, call.on_change = True, self._changed
             self._of_task[call.task] = call
             return {"resultType": "task", **described(call)}
         if call.error is not None:

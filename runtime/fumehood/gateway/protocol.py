@@ -5,6 +5,7 @@ Kept apart from the SDK so that a conversation with a server in a box imports no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
 RESOURCE_NOT_FOUND: Final = -32002
 HEADER_MISMATCH: Final = -32020
+MISSING_CAPABILITY: Final = -32021
 UNSUPPORTED_VERSION: Final = -32022
 
 LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
@@ -79,6 +81,12 @@ class Era:
     def modern(self) -> bool:
         """Whether every request carries its own envelope."""
         return self.version in MODERN_VERSIONS
+
+
+def takes_tasks(capabilities: Mapping[str, Any]) -> bool:
+    """Whether a client declares the Tasks extension."""
+    extensions = capabilities.get("extensions")
+    return isinstance(extensions, dict) and TASKS_EXTENSION in extensions
 
 
 def printable(text: str, limit: int = 300) -> str:

@@ -44,6 +44,7 @@ class ClientRelay:
         log_level: str | None,
         round_trip: AskRound | None,
         on_updated: Callable[[str], None],
+        on_relisted: Callable[[], None],
     ) -> None:
         """`round_trip` puts questions to a client that takes them as a result; None for one that does not."""
         self._client = client
@@ -54,6 +55,7 @@ class ClientRelay:
         self._level = log_level
         self._round_trip = round_trip
         self._on_updated = on_updated
+        self._on_relisted = on_relisted
         self._asked = 0
         self._used: set[str] = set()
         self._messages = 0
@@ -83,6 +85,10 @@ class ClientRelay:
     async def updated(self, uri: str) -> None:
         """Tell whoever subscribed."""
         self._on_updated(uri)
+
+    async def relisted(self) -> None:
+        """Have its lists read again."""
+        self._on_relisted()
 
     async def ask(self, streams: Parking, questions: Questions) -> dict[str, Any]:
         """The client's answers; the box stands still until they are there. Raises `ExchangeFailed`."""

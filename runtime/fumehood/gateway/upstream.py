@@ -16,10 +16,12 @@ from fumehood.admission.policy import WORKSPACE_FILES, permits
 from fumehood.execution import Call, Command, Exchange, Streams, Visit, Work
 from fumehood.gateway import catalogue, exchange, files
 from fumehood.gateway.catalogue import Catalogue, Shelf, UnreadError
+from fumehood.gateway.events import ListKind
 from fumehood.gateway.exchange import ClientFacts, Relay, Said, Spill
 from fumehood.gateway.kept import KeptResults
 from fumehood.gateway.peer import Client
 from fumehood.gateway.protocol import TASKS_EXTENSION, printable
+from fumehood.gateway.renewal import Renewal
 from fumehood.gateway.served import Served
 from fumehood.gateway.sessions import Sessions
 from fumehood.gateway.streamable import Manner, speak
@@ -60,6 +62,7 @@ class Upstream:
         self._sessions = sessions
         self._kept = kept
         self._shelf = Shelf()
+        self.renewal: Renewal | None = None
 
     @property
     def name(self) -> str:
@@ -74,14 +77,24 @@ class Upstream:
     async def catalogue(self, client: Client) -> Catalogue:
         """What the server has, as it says to a client that declares this. Raises `UnreadError` or `GatewayError`."""
         facts = self._facts(client)
-
-        async def reading(probe: bool) -> Outcome:
-            profile = catalogue.reading_profile(self.profile)
-            call = replace(self._call(client.sender, Kind.COMMAND, None, {}), profile=profile, front_door="catalogue")
-            converse = partial(catalogue.read, client=facts, profile=profile, probe=probe)
-            return await self._run(call, self._work(converse))
-
+        reading = partial(self._read, client, facts.capabilities)
         return await self._shelf.get(facts.capabilities, modern=client.era.modern, reading=reading)
+
+    def relisted(self, client: Client) -> None:
+        """The server said in this client's call that a list of its has changed."""
+        if self.renewal is not None:
+            self.renewal.hint(client)
+
+    async def renew(self, client: Client) -> frozenset[ListKind]:
+        """Read its lists again, for this client's sender; which have changed."""
+        return await self._shelf.renew(partial(self._read, client))
+
+    async def _read(self, client: Client, capabilities: Mapping[str, Any], probe: bool) -> Outcome:
+        profile = catalogue.reading_profile(self.profile)
+        call = replace(self._call(client.sender, Kind.COMMAND, None, {}), profile=profile, front_door="catalogue")
+        facts = replace(self._facts(client), capabilities=capabilities)
+        converse = partial(catalogue.read, client=facts, profile=profile, probe=probe)
+        return await self._run(call, self._work(converse))
 
     def call_of(self, client: Client, wanted: Wanted) -> ToolCall:
         """The call that a request becomes."""

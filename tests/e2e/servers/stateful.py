@@ -1,6 +1,8 @@
 """An MCP server of ours for tests: prompts, resources, completion, questions, logs, and state that lasts between calls.
 
-Standard library only. usage: stateful.py [modern | legacy]
+Standard library only. usage: stateful.py [modern | legacy] [FILE]
+
+With a file, its words are tools beside the others, and a server that finds `broken` in it lists none and ends.
 """
 
 import json
@@ -98,6 +100,21 @@ def touch(params: dict) -> dict:
     return text("touched")
 
 
+def relist(params: dict) -> dict:
+    for _ in range(params["arguments"].get("times", 1)):
+        for each in ("tools", "prompts", "resources"):
+            send({"method": f"notifications/{each}/list_changed"})
+    return text("told")
+
+
+def more_tools() -> list[str]:
+    if len(sys.argv) < 3:
+        return []
+    with open(sys.argv[2], encoding="ascii") as file:
+        words = file.read().split()
+    return words if "broken" not in words else os._exit(7)
+
+
 def nap(params: dict) -> dict:
     time.sleep(float(params["arguments"].get("seconds", 0.5)))
     return text("rested")
@@ -160,7 +177,7 @@ def long_question(_params: dict) -> dict:
     return {**insist({}), "pad": "x" * 200_000, "content": []}
 
 
-TOOLS = {each.__name__: each for each in (count, ticks, who, sample, insist, log, touch, nap, late_who, chatter, fall, pid, big, write, eat, late_big, raw, shaped, long_question)}
+TOOLS = {each.__name__: each for each in (count, ticks, who, sample, insist, log, touch, relist, nap, late_who, chatter, fall, pid, big, write, eat, late_big, raw, shaped, long_question)}
 RESOURCES = [{"uri": "memo://one", "name": "one"}, {"uri": "memo://two", "name": "two"}]
 
 
@@ -182,7 +199,7 @@ def answer(method: str, params: dict) -> dict:
             return {}
         case "tools/list":
             shape = {"shaped": {"outputSchema": {"type": "object"}}}
-            return {"tools": [{"name": name, "inputSchema": OBJECT, **shape.get(name, {})} for name in TOOLS]}
+            return {"tools": [{"name": name, "inputSchema": OBJECT, **shape.get(name, {})} for name in [*TOOLS, *more_tools()]]}
         case "tools/call":
             return TOOLS[params["name"]](params)
         case "prompts/list":

@@ -284,3 +284,10 @@ async def test_a_listening_client_that_leaves_is_forgotten() -> None:
         await until(lambda: bool(front.events.listeners))
         await stream.aclose()
         await until(lambda: not front.events.listeners)
+
+
+async def test_a_client_without_the_extension_is_told_what_it_lacks() -> None:
+    async with on_stdio(FakeFront(), older=False) as mine:
+        answer = await mine.request(3, "subscriptions/listen", notifications={"taskIds": ["t"]})
+        assert answer["error"]["code"] == -32021
+        assert answer["error"]["data"] == {"requiredCapabilities": {"extensions": {"io.modelcontextprotocol/tasks": {}}}}
