@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -410,6 +411,8 @@ def test_doctor_says_what_is_shared_and_what_is_refused(user_lab: UserLab) -> No
     assert f"all run as uid {user_lab.uid}" in findings["processes"]["found"]
     assert "workspace: rw, ro, direct" in findings["refused without root"]["found"]
     assert findings["cgroups"]["ok"] is True
+    assert findings["network gate"]["ok"] is True
+    assert re.search(r"room for \d+ tasks with a gate", findings["descriptors"]["found"])
     assert said["engines"]["oci (crun)"]["works"] is True
     assert said["engines"]["docker"]["works"] is False
     kept_back = user_lab.fumehood("doctor", "--json", without=tuple(user_lab.groups or {})).said

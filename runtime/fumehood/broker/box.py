@@ -27,7 +27,7 @@ from fumehood.broker.engines import INIT_FOLDER, Engine, Launched, Spec
 from fumehood.broker.enter import Ceiling, Move, Operation, Unmount, enter
 from fumehood.broker.freezing import freeze, thaw
 from fumehood.broker.host import Host
-from fumehood.broker.network import Gate, gather_gate, judge_gate, open_gate
+from fumehood.broker.network import Gate, close_packets, gather_gate, judge_gate, open_gate
 from fumehood.broker.settling import settle
 from fumehood.broker.supplies import Supplied, make_supply
 from fumehood.broker.tickets import take_ticket
@@ -125,6 +125,8 @@ class Box:
             if self._gate is not None or self._binding is not None:
                 raise Refused(Deny(reason=Reason.BAD_REQUEST, rule="broker.network", detail="the box's network is settled"))
             self._gate, sockets = open_gate(launched.pidfd, listens)
+            if self._gate.facts["refusals_seen"]:
+                self._held.callback(close_packets, os.dup(sockets[-1]))
             return dict(self._gate.facts), sockets
 
     def bind(

@@ -16,6 +16,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -76,6 +77,14 @@ def open_gate(pidfd: int, listens: Sequence[Listen]) -> tuple[Gate, list[int]]:
         }  # fmt: skip
         gate = Gate(namespace=namespace, sockets=known, facts=facts)
         return gate, [each.detach() for each in sockets]
+
+
+def close_packets(fd: int) -> None:
+    """Close a packet socket, in a thread: the last who closes one waits 10 ms and more for the kernel.
+
+    The broker keeps a descriptor of it for that, because the worker has but one loop to wait in.
+    """
+    threading.Thread(target=os.close, args=(fd,), name="closing").start()
 
 
 def gather_gate(pid: int, pidfd: int) -> dict[str, Any]:
@@ -178,7 +187,7 @@ def _socket(made: ExitStack, family: socket.AddressFamily, kind: socket.SocketKi
 def _packets(made: ExitStack, program: bytes) -> socket.socket | None:
     """The packet socket on `lo`, which sees nothing before its filter is on; None for a kernel without CONFIG_PACKET.
 
-    Datagrams begin with the IP header; the protocol is in the address beside them. Closing it takes the kernel 10 ms.
+    Datagrams begin with the IP header; the protocol is in the address beside them.
     """
     try:
         sock = _socket(made, socket.AF_PACKET, socket.SOCK_DGRAM)  # of no protocol, so nothing arrives yet

@@ -7,6 +7,9 @@ the kernel's only other way to switch a thread's network is the same call again,
 
 Only the network namespace is entered, never a mount namespace (rule 2): what the thread opens by path is the broker's own view, and
 `/proc/sys/net` shows the network of whoever opens it. The work imports nothing. It must not start threads or processes.
+
+One thread always waits, because on a busy machine starting one takes longer than all the rest. Invariant: each visit starts a thread,
+from where the visitor is not, and one is started before the first; so there are never more orders than threads that wait.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from __future__ import annotations
 import _thread
 import ctypes
 import os
+import queue
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -24,6 +29,35 @@ from fumehood.reasons import Reason
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 Made = TypeVar("Made")
+
+
+class _Visits:
+    """The orders of this process, and whether a thread was started to wait for the first."""
+
+    def __init__(self) -> None:
+        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._starting = threading.Lock()
+        self._pid = 0
+
+    def order(self, visit: Callable[[], None]) -> None:
+        """Have a thread do it, and start the next. Raises RuntimeError when none can be started, and then it is not done."""
+        with self._starting:
+            if self._pid != os.getpid():  # no thread of our parent's is ours
+                self._orders = queue.SimpleQueue()
+                _thread.start_new_thread(self._wait, (self._orders,))
+                self._pid = os.getpid()
+            self._orders.put(visit)
+            try:
+                _thread.start_new_thread(self._wait, (self._orders,))
+            except RuntimeError:
+                self._pid = 0  # this one is served by who waits; the next begins anew
+
+    @staticmethod
+    def _wait(orders: queue.SimpleQueue[Callable[[], None]]) -> None:
+        orders.get()()
+
+
+_visits = _Visits()
 
 
 def inside_network(pidfd: int, work: Callable[[], Made]) -> Made:
@@ -45,8 +79,7 @@ def inside_network(pidfd: int, work: Callable[[], Made]) -> Made:
             done.release()
 
     done.acquire()
-    # Not threading.Thread: that waits for the start as well as for the end, which is a tenth of what a gate may cost.
-    _thread.start_new_thread(visit, ())
+    _visits.order(visit)
     done.acquire()
     if raised:
         raise raised[0]
