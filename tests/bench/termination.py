@@ -18,9 +18,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
-from terminating import NAME, USE, Inside, Server, terminated
-
 from fumehood.egress.authority import Authority
+from terminating import NAME, USE, Server, terminated
 
 CLIENTS = 8
 
