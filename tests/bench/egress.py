@@ -2,32 +2,29 @@
 
 Each part is a function that returns figures; `PARTS` names them, and `--only` chooses among them. The parts here are about the gate's
 end inside a box: how long it takes to make in a network namespace that is there, and what memory an idle one holds in the kernel.
+`way_parts.py` has those that go through a whole gate.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import json
 import os
+import platform
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from commands import CannotRunError
 from figures import percentile
-from gateway import Figure, table
+from measured import Figure, document, table
+from namespaces import close_all, namespaces, pid_of
+from way_parts import bulk, connecting, idle, leasing, relaying, terminating
 
 from fumehood.broker import network
 from fumehood.ports import Listen
 
-_CLONE_NEWNET = 0x40000000
 _LISTENS = (Listen(v4="198.18.0.2", v6="fd53::2", port=443),)
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(words: Sequence[str]) -> int:
@@ -36,6 +33,7 @@ def main(words: Sequence[str]) -> int:
     if os.geteuid() != 0:
         sys.stderr.write("bench: run me as root: boxes need it\n")
         return 1
+    about = {"cores": os.cpu_count(), "kernel": platform.release(), "load": round(os.getloadavg()[0], 2)}
     figures: list[Figure] = []
     try:
         for name in wanted.only or PARTS:
@@ -43,11 +41,12 @@ def main(words: Sequence[str]) -> int:
     except CannotRunError as error:
         sys.stderr.write(f"bench: {error}\n")
         return 1
+    sys.stdout.write(" · ".join(f"{name} {value}" for name, value in about.items()) + "\n\n")
     for line in table(figures):
         sys.stdout.write(line + "\n")
     if wanted.json is not None:
         wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps([{**asdict(each), "met": each.met} for each in figures], indent=1) + "\n")
+        wanted.json.write_text(document(figures, about))
     return 0
 
 
@@ -57,7 +56,7 @@ def preparation(wanted: argparse.Namespace) -> list[Figure]:
     spent: list[float] = []
     look: list[float] = []
     held: list[int] = []
-    with _namespaces(wanted.namespaces) as pidfds:
+    with namespaces(wanted.namespaces) as pidfds:
         for pidfd in pidfds:
             began, used = time.perf_counter(), time.process_time()
             held += network.open_gate(pidfd, _LISTENS)[1]
@@ -65,9 +64,9 @@ def preparation(wanted: argparse.Namespace) -> list[Figure]:
             spent.append((time.process_time() - used) * 1e6)
         for pidfd in pidfds:
             began = time.perf_counter()
-            network.gather_gate(_pid_of(pidfd), pidfd)
+            network.gather_gate(pid_of(pidfd), pidfd)
             look.append((time.perf_counter() - began) * 1e6)
-        _close_all(held)
+        close_all(held)
     count = len(whole)
     return [
         Figure("a gate's end in a namespace that is there", percentile(whole, 50), f"us p50 of {count}", 600),
@@ -81,13 +80,13 @@ def preparation(wanted: argparse.Namespace) -> list[Figure]:
 def memory(wanted: argparse.Namespace) -> list[Figure]:
     """What the kernel holds for an idle gate, and for the namespace that the box has without one."""
     bare = _kernel_kib()
-    with _namespaces(wanted.namespaces) as pidfds:
+    with namespaces(wanted.namespaces) as pidfds:
         with_namespaces = _kernel_kib()
         held: list[int] = []
         for pidfd in pidfds:
             held += network.open_gate(pidfd, _LISTENS)[1]
         with_gates = _kernel_kib()
-        _close_all(held)
+        close_all(held)
     count = wanted.namespaces
     return [
         Figure("kernel memory of a namespace and its idle gate", (with_gates - bare) / count, f"KiB of {count}", 300),
@@ -95,36 +94,10 @@ def memory(wanted: argparse.Namespace) -> list[Figure]:
     ]
 
 
-PARTS: Mapping[str, Callable[[argparse.Namespace], list[Figure]]] = {"preparation": preparation, "memory": memory}
-
-
-@contextmanager
-def _namespaces(count: int) -> Iterator[list[int]]:
-    """Pidfds of processes that do nothing in network namespaces of their own."""
-    pids, pidfds = [], []
-    try:
-        for _ in range(count):
-            ready_read, ready_write = os.pipe()
-            pid = os.fork()
-            if pid == 0:
-                status = _libc.unshare(_CLONE_NEWNET)
-                os.write(ready_write, b"x" if status == 0 else b"")
-                os.close(ready_write)
-                while True:
-                    time.sleep(3600)
-            os.close(ready_write)
-            pids.append(pid)
-            pidfds.append(os.pidfd_open(pid))
-            said = os.read(ready_read, 1)
-            os.close(ready_read)
-            if said != b"x":
-                raise CannotRunError("no network namespace can be made")
-        yield pidfds
-    finally:
-        for pid in pids:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-        _close_all(pidfds)
+PARTS: Mapping[str, Callable[[argparse.Namespace], list[Figure]]] = {
+    "preparation": preparation, "memory": memory, "idle": idle, "connecting": connecting, "relaying": relaying,
+    "terminating": terminating, "bulk": bulk, "leasing": leasing,
+}  # fmt: skip
 
 
 def _kernel_kib() -> float:
@@ -134,23 +107,10 @@ def _kernel_kib() -> float:
     return sum(told[name] for name in ("Slab", "Percpu", "VmallocUsed"))
 
 
-def _pid_of(pidfd: int) -> int:
-    lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
-
-
-def _close_all(fds: Sequence[int]) -> None:
-    """Close, many at a time: the kernel waits 10 ms for each packet socket."""
-    threads = [threading.Thread(target=lambda part=fds[at::16]: [os.close(fd) for fd in part]) for at in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench egress", description="What a box's way out costs.")
     parser.add_argument("--only", action="append", choices=list(PARTS), help="only this part; may be repeated")
     parser.add_argument("--namespaces", type=int, default=100, help="namespaces for preparation and memory (default 100)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of what is compared (default 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     return parser.parse_args(words)

@@ -9,7 +9,6 @@ of a call, which is each process's own.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -18,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import anyio
 from commands import CannotRunError
 from figures import percentile
 from gateway_client import Answered, GatewayClient, connected, cpu_ms, joined, listening, usage
+from measured import Figure, document, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' own helpers
 
@@ -42,22 +42,6 @@ limits: {memory: 64MiB, pids: 16, wall: 120s}
 _ROUNDS_TO_SETTLE = 5
 # A connection may have 64 requests under way.
 _SLOW_OF_A_CONNECTION = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One figure: what, how much, and the most that it should be."""
-
-    name: str
-    value: float
-    unit: str
-    target: float | None = None
-    note: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        """Whether it is within its target."""
-        return None if self.target is None else self.value <= self.target
 
 
 def main(words: Sequence[str]) -> int:
@@ -83,7 +67,7 @@ def main(words: Sequence[str]) -> int:
         sys.stdout.write(line + "\n")
     if wanted.json is not None:
         wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps([{**asdict(each), "met": each.met} for each in figures], indent=1) + "\n")
+        wanted.json.write_text(document(figures))
     return 0
 
 
@@ -251,16 +235,6 @@ def _quantiles(
 
 def _p50(values: Sequence[float]) -> float:
     return statistics.median(values)
-
-
-def table(figures: Sequence[Figure]) -> list[str]:
-    """The figures as Markdown."""
-    lines = ["| figure | value | target |", "|---|---|---|"]
-    for each in figures:
-        verdict = "" if each.target is None else f"<= {each.target:g}: {'reached' if each.met else 'missed'}"
-        note = f" ({each.note})" if each.note else ""
-        lines.append(f"| {each.name}{note} | {each.value:.1f} {each.unit} | {verdict} |")
-    return lines
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
