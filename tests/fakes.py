@@ -171,7 +171,7 @@ class FakeLedger:
 
 
 def _not_possible(verb: str, task: str) -> Refused:
-    detail = f"{verb}: not possible for task {task} in its state"
+    detail = f"{verb}: not possible for {task} in its state"
     return Refused(Deny(reason=Reason.BAD_REQUEST, rule="ledger.request", detail=detail))
 
 

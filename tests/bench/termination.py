@@ -1,7 +1,7 @@
 """What the gate's end of TLS costs: handshakes, and requests that it judges, writes a credential into and passes on.
 
 Three processes, as in life: a server, the gate, and the clients. `handshakes()` and `requests()` give milliseconds, direct and through
-the gate in turns, so that round by round both met the same machine.
+the gate in turns, so that round by round both met the same machine. Run with `tests` in PYTHONPATH, or call the functions.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+from typing import Self
 
 from fumehood.egress.authority import Authority
 from terminating import NAME, USE, Server, terminated
@@ -47,7 +46,7 @@ def _gate(pipe: Connection, upstream: int, pem: bytes) -> None:
 class Rig:
     """A server and a gate in processes of their own."""
 
-    def __enter__(self) -> Rig:
+    def __enter__(self) -> Self:
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         self._processes = [context.Process(target=_serve, args=(theirs,), daemon=True)]
@@ -118,7 +117,7 @@ def main() -> None:
         handshakes(rig.gated, 5)
         each = {"direct": handshakes(rig.direct, 200), "gate": handshakes(rig.gated, 200)}
         for name, taken in each.items():
-            print(f"handshake {name}: p50 {rank(taken, 0.5):.2f} ms, p99 {rank(taken, 0.99):.2f} ms")
+            sys.stdout.write(f"handshake {name}: p50 {rank(taken, 0.5):.2f} ms, p99 {rank(taken, 0.99):.2f} ms\n")
         for fresh in (False, True):
             found: dict[str, list[float]] = {"direct": [], "gate": []}
             for _ in range(8):
@@ -126,7 +125,11 @@ def main() -> None:
                     found[name] += asyncio.run(requests(place, rig.gated[0], 40, fresh=fresh))
             for share in (0.5, 0.99):
                 direct, gated = (rank(found[name], share) for name in ("direct", "gate"))
-                print(f"request {'fresh' if fresh else 'kept'} p{share * 100:g}: direct {direct:.2f} gate {gated:.2f} = {gated / direct:.2f}x")
+                kind = "fresh" if fresh else "kept"
+                ratio = gated / direct
+                sys.stdout.write(
+                    f"request {kind} p{share * 100:g}: direct {direct:.2f} gate {gated:.2f} = {ratio:.2f}x\n"
+                )
 
 
 if __name__ == "__main__":

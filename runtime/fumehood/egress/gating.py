@@ -18,7 +18,6 @@ from fumehood.egress.handlers import supplies_of
 from fumehood.egress.limits import Budget, Meter
 from fumehood.egress.log import EgressLog
 from fumehood.egress.names import Names
-from fumehood.egress.remote import RemoteBox, remote_gate
 from fumehood.egress.task import GateTask
 from fumehood.faults import Refused
 from fumehood.model import Deny, Kind, Plan, Supplies
@@ -115,6 +114,8 @@ class OpenGate:
 async def gate(plan: Plan, leases: Leases, box: GatedBox, ports: Ports) -> AsyncIterator[Gate]:
     """Hold the gate of a call's box for the body. Raises Refused, BoxFailed."""
     if plan.call.profile.upstream is not None:
+        from fumehood.egress.remote import RemoteBox, remote_gate  # HTTP and TLS with it
+
         assert isinstance(box, RemoteBox)  # noqa: S101 - `sandbox.box` makes no other for it
         async with remote_gate(plan, leases, box, ports) as remote:
             yield remote

@@ -17,26 +17,22 @@ box gets are the gate's own, and a cancel request reaches only a session of the 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
-import ipaddress
 import secrets
 import socket
-import ssl
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import cast
+from dataclasses import dataclass, field
 
 from fumehood.egress import pg_messages, scram
 from fumehood.egress.limits import HEAD_S
 from fumehood.egress.names import Route
+from fumehood.egress.pg_connect import Inbox, Server, connect
 from fumehood.egress.pg_login import NOT_A_SERVER, Login, Unacceptable, parameters
 from fumehood.egress.pg_messages import Cancel, Encryption, Malformed, Startup
 from fumehood.egress.refusals import Rejected, Why
 from fumehood.egress.relay import HEAD_TOO_SLOW, join, relay
 from fumehood.egress.task import GateTask, reset_transport
 from fumehood.model import Secret, SecretForm
-from fumehood.ports import Outward
 
 NOT_POSTGRES = Why(
     "postgres_client", "what the box says is not PostgreSQL's protocol",
@@ -45,21 +41,12 @@ NOT_POSTGRES = Why(
 NO_LEASE = Why(
     "postgres_no_lease", "the call has no live credential for this rule", "Check the `credential` that the rule names."
 )
-UNENCRYPTED = Why(
-    "postgres_unencrypted", "the server has no TLS, and a session on the network would be anybody's",
-    "Turn `ssl` on at the server, or say `insecure: true` in the rule.",
-)  # fmt: skip
-UNVERIFIED = Why(
-    "postgres_unverified", "the server's certificate does not hold for the rule's name",
-    "Add the authority that signed it to the runtime's configuration, or name what the certificate is for.",
-)  # fmt: skip
 NO_SESSION = Why(
     "postgres_cancel", "there is no open session of this box with this key", "Cancel with the key of an open session."
 )
 
 LOGIN_S = 15.0  # to connect, agree on TLS, and authenticate
 _TELL_S = 1.0
-_MOST_AHEAD = 64 * 2**10
 _STATES = {NOT_POSTGRES: "08P01", NO_LEASE: "57P03"}
 
 
@@ -173,7 +160,7 @@ async def _session(connection: socket.socket, asked: Startup, rest: bytes, route
         wanted = parameters(asked, secret)
         task.sent(len(pg_messages.startup(wanted)))
         async with asyncio.timeout(LOGIN_S):
-            server = await _connect(route, task)
+            server = await connect(route, task)
             try:
                 login = await _log_in(server, wanted, secret, own_pid)
             except BaseException:
@@ -192,7 +179,7 @@ async def _session(connection: socket.socket, asked: Startup, rest: bytes, route
             await _last(connection, inbound)
             return
         open_sessions[own_pid] = _Open(route, login.own_key, *login.key, server.address)
-        inside, inbox = await asyncio.get_running_loop().create_connection(_Inbox, sock=connection)
+        inside, inbox = await asyncio.get_running_loop().create_connection(Inbox, sock=connection)
         # From here to `join` there is no wait, so neither end can close without being told of it.
         await join(
             inside, server.transport, route, task, outgoing=rest + inbox.take(), incoming=inbound + server.inbox.take()
@@ -217,7 +204,7 @@ def _negotiated(asked: Startup) -> bytes:
     return pg_messages.negotiate(unknown) if asked.minor or unknown else b""
 
 
-async def _log_in(server: _Server, wanted: dict[str, bytes], secret: Secret, own_pid: int) -> Login:
+async def _log_in(server: Server, wanted: dict[str, bytes], secret: Secret, own_pid: int) -> Login:
     """Authenticate as the leased role. Raises Unacceptable, OSError."""
     client = scram.Client(secret.parts["password"], secrets.token_urlsafe(18), server.binding, encrypted=server.is_tls)
     login = Login(wanted, client, own_pid, secrets.token_bytes(4))
@@ -230,115 +217,6 @@ async def _log_in(server: _Server, wanted: dict[str, bytes], secret: Secret, own
         if login.challenge is not None:
             await asyncio.to_thread(login.prove)
     return login
-
-
-class _Inbox(asyncio.Protocol):
-    """What came of a connection while it is not relayed yet."""
-
-    def __init__(self) -> None:
-        self.ended = False
-        self._data = bytearray()
-        self._arrived = asyncio.Event()
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._data += data
-        self._arrived.set()
-        if len(self._data) > _MOST_AHEAD and self._transport is not None:
-            self._transport.pause_reading()
-
-    def eof_received(self) -> None:
-        self.ended = True
-        self._arrived.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
-        self.eof_received()
-
-    def take(self) -> bytes:
-        """What is there."""
-        data = bytes(self._data)
-        self._data.clear()
-        if not self.ended:
-            self._arrived.clear()
-            if self._transport is not None and not self._transport.is_closing():
-                self._transport.resume_reading()
-        return data
-
-    async def some(self) -> bytes:
-        """What is there, at least a byte. Raises EOFError when nothing will come."""
-        await self._arrived.wait()
-        data = self.take()
-        if not data:
-            raise EOFError
-        return data
-
-
-@dataclass(frozen=True, slots=True)
-class _Server:
-    """A connection to a server; `address` is its own, None behind a proxy; `binding` binds a login to its TLS."""
-
-    transport: asyncio.Transport
-    inbox: _Inbox
-    address: str | None
-    is_tls: bool
-    binding: bytes | None
-
-
-async def _connect(route: Route, task: GateTask, address: str | None = None) -> _Server:
-    """Connect to the server of a rule, or to this address of it, and agree on TLS. Raises Rejected, OSError."""
-    loop = asyncio.get_running_loop()
-    upstream = await task.dial(route if address is None else replace(route, name=address))
-    try:
-        peer = str(upstream.getpeername()[0]) if task.outward.proxy is None else None
-        await loop.sock_sendall(upstream, pg_messages.request(pg_messages.SSL))
-        # One byte and no more: what a third party put behind it must reach the TLS library, which refuses it.
-        answer = await loop.sock_recv(upstream, 1)
-        if answer == b"S":
-            context = _context(task.outward)
-            transport, inbox = await loop.create_connection(
-                _Inbox, sock=upstream, ssl=context, server_hostname=route.name, ssl_handshake_timeout=HEAD_S
-            )
-            return _Server(transport, inbox, peer, is_tls=True, binding=_binding(transport))
-        if answer != b"N":
-            raise Rejected(NOT_A_SERVER, what="no answer to the request for TLS")
-        if not route.rule.insecure and not (peer is not None and ipaddress.ip_address(peer).is_loopback):
-            raise Rejected(UNENCRYPTED)
-        transport, inbox = await loop.create_connection(_Inbox, sock=upstream)
-        return _Server(transport, inbox, peer, is_tls=False, binding=None)
-    except ssl.SSLCertVerificationError as error:
-        upstream.close()
-        raise Rejected(UNVERIFIED, error=error.verify_message) from error
-    except BaseException:
-        upstream.close()
-        raise
-
-
-def _context(outward: Outward) -> ssl.SSLContext:
-    """The runtime's one context for verified connections to PostgreSQL: reading the system's roots takes 20 ms."""
-    found = outward.shared.get("postgres_tls")
-    if not isinstance(found, ssl.SSLContext):
-        found = ssl.create_default_context()
-        found.minimum_version = ssl.TLSVersion.TLSv1_2
-        if outward.authorities is not None:
-            found.load_verify_locations(cadata=outward.authorities)
-        outward.shared["postgres_tls"] = found
-    return found
-
-
-def _binding(transport: asyncio.Transport) -> bytes | None:
-    """The data of `tls-server-end-point` (RFC 5929, section 4.1); None for certificates that it is not defined for."""
-    from cryptography import x509
-
-    der = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-    algorithm = x509.load_der_x509_certificate(der).signature_hash_algorithm
-    if algorithm is None:
-        return None
-    name = "sha256" if algorithm.name in {"md5", "sha1"} else algorithm.name
-    return hashlib.new(name, der).digest() if name in hashlib.algorithms_available else None
 
 
 def _sessions(task: GateTask) -> dict[int, _Open]:
@@ -355,7 +233,7 @@ async def _cancel(asked: Cancel, route: Route, task: GateTask) -> None:
         return
     try:
         async with asyncio.timeout(LOGIN_S):
-            server = await _connect(route, task, session.address)
+            server = await connect(route, task, session.address)
             try:
                 server.transport.write(pg_messages.cancel(session.pid, session.key))
                 task.log("request", route, what="cancel")

@@ -74,14 +74,15 @@ class RemoteGate:
     async def ask(self, method: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
         """Send a request and wait for the head of its answer. Raises ExchangeFailed."""
         head = [("Host", self._host), ("User-Agent", _LABEL), ("Accept-Encoding", "identity"), *self._theirs(headers)]
-        secret = self._secret()
-        if secret is not None:
-            head.append(("Authorization", f"Bearer {secret}"))
         if method == "POST":
             head.append(("Content-Length", str(len(body))))
+        self._check_open()
         connection = await self._connection()
         began_s = time.monotonic()
         try:
+            secret = self._secret()  # only now: the call may have been parked, and the lease revoked, while we dialled
+            if secret is not None:
+                head.append(("Authorization", f"Bearer {secret}"))
             await connection.send(method, self._target, head, body)
             status, found = await connection.head()
         except BaseException:
@@ -132,10 +133,13 @@ class RemoteGate:
                 raise ExchangeFailed(Reason.INTERNAL, f"the header {name!r} is the gate's to write")
         return list(headers.items())
 
-    def _secret(self) -> str | None:
-        """What the gate says for us, None where nothing is configured. Raises ExchangeFailed."""
+    def _check_open(self) -> None:
         if not self._open:
             raise ExchangeFailed(Reason.UPSTREAM_UNAUTHORIZED, "the call stands still: nothing goes out")
+
+    def _secret(self) -> str | None:
+        """What the gate says for us, None where nothing is configured. Raises ExchangeFailed."""
+        self._check_open()
         if self._use is None:
             return None
         secret = self._leases.secret(self._use.name)
