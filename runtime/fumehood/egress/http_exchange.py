@@ -73,6 +73,7 @@ class Exchange:
         self._task = task
         self._scrubber: Scrubber | None = None
         self._ahead: list[h11.Event] = []
+        self._corked: list[bytes] = []  # of the answer: goes out with what has come with it already
         self._looked = 0
         self._tail = b""
         self._status: int | None = None
@@ -249,6 +250,7 @@ class Exchange:
         while True:
             event = self._up.next_event()
             if event is h11.NEED_DATA:
+                await self._uncork()  # nothing of a stream waits for what comes after it
                 data = await self._outside.read()
                 if not data and self._status is None:
                     raise ConnectionResetError("the server closed without an answer")
@@ -263,11 +265,12 @@ class Exchange:
                 )
             elif isinstance(event, h11.Response):
                 self._status = event.status_code
-                await self._tell(
-                    h11.Response(
-                        status_code=event.status_code, headers=self._cleaned(event), reason=self._reason(event)
-                    )
+                # Not alone: a write is half of what a small answer costs, and the client would wake up twice.
+                head = h11.Response(
+                    status_code=event.status_code, headers=self._cleaned(event), reason=self._reason(event)
                 )
+                self.answered = True
+                self._corked.append(self._wire.send(head) or b"")
             elif isinstance(event, h11.Data):
                 await self._pass_data(
                     bytes(event.data) if self._scrubber is None else self._scrubber.feed(bytes(event.data))
@@ -276,6 +279,7 @@ class Exchange:
                 if self._scrubber is not None:
                     await self._pass_data(self._scrubber.end())
                 await self._tell(h11.EndOfMessage(headers=[] if self._use is not None else list(event.headers)))
+                await self._uncork()
                 return False
             else:
                 raise ConnectionResetError("the server ended in the middle of an answer")
@@ -295,14 +299,19 @@ class Exchange:
         return event.reason if self._scrubber is None else self._scrubber.text(event.reason)
 
     async def _tell(self, event: h11.Event) -> None:
-        self.answered = self.answered or isinstance(event, h11.Response)
         await self._pass([self._wire.send(event) or b""])
 
     async def _pass_data(self, data: bytes) -> None:
         if data:
             await self._pass(self._wire.send_with_data_passthrough(h11.Data(data=data)) or [])
 
+    async def _uncork(self) -> None:
+        if self._corked:
+            await self._pass([])
+
     async def _pass(self, pieces: Sequence[bytes]) -> None:
+        if self._corked:
+            pieces, self._corked = [*self._corked, *pieces], []
         count = sum(map(len, pieces))
         if count:
             self._received += count
