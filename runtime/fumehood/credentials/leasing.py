@@ -20,8 +20,6 @@ from typing import Any, Protocol, TypeVar
 import anyio
 
 from fumehood.credentials.revoking import REVOKE_DEADLINE_S, checked, said
-from fumehood.credentials.scope import scope_of
-from fumehood.credentials.supplying import supplies_of
 from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.model import CredentialUse, Delivery, Deny, Kind, Plan, Secret, Supplies, ToolCall, task_id
 from fumehood.ports import CredentialProvider, LeaseRequest, Leases, Ports, Revoked
@@ -95,6 +93,8 @@ class HeldLeases:
         """Issue all of them. Raises Refused, LedgerGone; what was issued by then is still to be ended."""
         await self._issue(self._call.profile.credentials)
         issued = [(each.use, each.secret) for each in self._held if each.secret is not None]
+        from fumehood.credentials.supplying import supplies_of
+
         self.supplies = supplies_of(issued)
 
     async def suspend(self) -> None:
@@ -139,6 +139,8 @@ class HeldLeases:
             detail = f"no credential {use.source!r} is configured"
             remedy = "Add it to `credentials` in fumehood.yaml."
             raise Refused(Deny(reason=Reason.CONFIG_INVALID, rule=f"{rule}.source", detail=detail, remedy=remedy))
+        from fumehood.credentials.scope import scope_of
+
         scope = scope_of(use.scope, self._call.arguments, provider.maximum, f"{rule}.scope")
         lease = task_id(int(self._ports.clock.wall_s() * 1000), os.urandom(10))
         request = LeaseRequest(

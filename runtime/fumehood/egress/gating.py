@@ -3,6 +3,8 @@
 Runs on asyncio's event loop. A box's gate is a set of sockets inside the box's network that this process serves (`doors.py`); in a box
 of a session it stands for as long as the session, with its routes shut, and each call opens it with its own leases, limits and log,
 and shuts it before its reply. A call that is parked has it shut, too, and its leases revoked.
+
+Whatever serves a gate is imported for the first call that has rules: most runs of a command have none, and each would wait for it.
 """
 
 from __future__ import annotations
@@ -13,12 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from fumehood.egress.dial import dialer_of
-from fumehood.egress.handlers import supplies_of
-from fumehood.egress.limits import Budget, Meter
-from fumehood.egress.log import EgressLog
-from fumehood.egress.names import Names
-from fumehood.egress.task import GateTask
 from fumehood.faults import Refused
 from fumehood.model import Deny, Kind, Plan, Supplies
 from fumehood.ports import Leases, Outward, Ports
@@ -27,6 +23,9 @@ from fumehood.residence import WayOut
 
 if TYPE_CHECKING:
     from fumehood.egress.doors import Doors
+    from fumehood.egress.limits import Budget
+    from fumehood.egress.names import Names
+    from fumehood.egress.task import GateTask
 
 END_DEADLINE_S = 5.0
 
@@ -136,6 +135,8 @@ async def gate(plan: Plan, leases: Leases, box: GatedBox, ports: Ports) -> Async
 async def _own(plan: Plan, leases: Leases, ports: Ports) -> AsyncIterator[OpenGate | StandingGate]:
     """A gate with doors of its own: open for a call, standing for a session."""
     from fumehood.egress.doors import Doors  # dnspython with it
+    from fumehood.egress.handlers import supplies_of
+    from fumehood.egress.names import Names
 
     rules = plan.call.profile.network.rules
     names = Names(rules)
@@ -175,6 +176,11 @@ async def _logged(task: GateTask, end: Callable[[], Awaitable[None]]) -> AsyncIt
 
 
 def _task(plan: Plan, leases: Leases, ports: Ports, names: Names, box: str, holdings: dict[str, Any]) -> GateTask:
+    from fumehood.egress.dial import dialer_of
+    from fumehood.egress.limits import Meter
+    from fumehood.egress.log import EgressLog
+    from fumehood.egress.task import GateTask
+
     profile = plan.call.profile
     return GateTask(
         task=plan.call.task, box=box, profile=profile, leases=leases, outward=ports.outward, names=names,
@@ -185,6 +191,8 @@ def _task(plan: Plan, leases: Leases, ports: Ports, names: Names, box: str, hold
 
 def budget_of(outward: Outward) -> Budget:
     """The memory that all gates of a runtime share."""
+    from fumehood.egress.limits import Budget
+
     found = outward.shared.get("budget")
     if not isinstance(found, Budget):
         found = outward.shared["budget"] = Budget(outward.memory_bytes)

@@ -1,0 +1,54 @@
+"""What a call costs in imports: a profile without rules and credentials brings no parser and no provider with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+# Each takes between 10 and 200 ms to import, in every `fumehood run`.
+HEAVY = ("boto3", "botocore", "cryptography", "dns", "h11", "hvac", "joserfc", "psycopg", "psycopg_pool")
+WITHOUT = """
+import asyncio, sys
+sys.path.insert(0, {tests!r})
+import fumehood.cli.run, fumehood.launch, fumehood.app, fumehood.call, fumehood.broker.serve, fumehood.ledger.serve
+import fumehood.credentials, fumehood.egress
+from fumehood.outward_config import Given
+assert fumehood.app.outward_of(Given()) is not None
+import fakes
+from netbox import FakeBox, NetBroker, plan
+from fumehood.ports import Outward, Ports
+
+def no_network(*_):
+    raise AssertionError("no socket is asked for")
+
+async def call(planned):
+    box = FakeBox()
+    broker = fakes.NoBroker()
+    broker.network = no_network
+    ports = Ports(
+        broker=broker, ledger=fakes.FakeLedger(), images=fakes.NoImages(), clock=fakes.FakeClock(), owner_uid=0, outward=Outward()
+    )
+    async with fumehood.credentials.lease(planned, ports, None) as leases:
+        async with fumehood.egress.gate(planned, leases, box, ports) as gate:
+            assert not gate.supplies.files
+
+print("ours", *sorted(name for name in sys.modules if name.startswith("fumehood.egress.")))
+before = set(sys.modules)
+asyncio.run(call(plan()))
+print("later", *sorted(set(sys.modules) - before))
+print("heavy", *sorted({{name.split(".")[0] for name in sys.modules}} & set({heavy!r})))
+"""
+
+
+def test_a_call_without_rules_and_credentials_imports_nothing_for_them() -> None:
+    tests = os.path.dirname(os.path.dirname(__file__))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(tests=tests, heavy=HEAVY)], env=env, timeout=60, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    ours, later, heavy = done.stdout.splitlines()
+    assert ours == "ours fumehood.egress.gating"
+    assert heavy == "heavy"
+    assert not any(name.startswith("fumehood") for name in later.split()), "a call without a way out imports more of ours"
