@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from figures import percentile
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -32,6 +34,15 @@ class Figure:
         if self.least is not None:
             return f">= {self.least:g}"
         return "" if self.target is None else f"<= {self.target:g}"
+
+
+def quantiles(name: str, values_ms: Sequence[float], at_most_ms: float | None = None) -> list[Figure]:
+    """Median, which has the target, and p99."""
+    count = len(values_ms)
+    return [
+        Figure(name, percentile(values_ms, 50), f"ms p50 of {count}", at_most_ms),
+        Figure(name, percentile(values_ms, 99), f"ms p99 of {count}"),
+    ]
 
 
 def table(figures: Sequence[Figure]) -> list[str]:

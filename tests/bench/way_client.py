@@ -1,7 +1,6 @@
 """A client of `scripts/bench egress`, in a box's network or outside: reads a line of JSON, does it, writes a line of JSON. Standard library only.
 
-What listens at `--` of the bench's plain server is told by a first byte: `e` echoes, `d` pours and `u` swallows as many bytes as the next
-eight say.
+The bench's plain server is told by a byte what to do: `e` echoes it, `d` pours and `u` swallows as many bytes as the next eight say.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ import time
 from typing import Any
 
 PIECE = bytes(2**18)
-PACE_S = 0.02  # a task may have 64 new connections a second; whoever has more waits, and that is not what is measured
+PAUSE_S = 0.02  # a task may have 64 new connections a second; whoever has more waits, and that is not what is measured
 Place = list[Any]  # host, port
 
 
-def connects(place: Place, count: int) -> list[float]:
-    """Connect, send a byte and have it back, one after the other; milliseconds each."""
+def connects(place: Place, count: int, pause_s: float = PAUSE_S) -> list[float]:
+    """Connect, send a byte and have it back, one after the other with a pause between; milliseconds each."""
     taken = []
     for _ in range(count):
-        time.sleep(PACE_S)
+        time.sleep(pause_s)
         begun = time.perf_counter()
         with socket.create_connection(tuple(place)) as made:
             made.sendall(b"e")
@@ -57,17 +56,17 @@ def handshakes(place: Place, pem: str, count: int) -> list[float]:
     """Connect and shake hands, one after the other; milliseconds each."""
     context, taken = _context(pem), []
     for _ in range(count):
-        time.sleep(PACE_S)
+        time.sleep(PAUSE_S)
         begun = time.perf_counter()
         with socket.create_connection(tuple(place[:2])) as plain, context.wrap_socket(plain, server_hostname=place[2]):
             taken.append((time.perf_counter() - begun) * 1e3)
     return taken
 
 
-def requests(place: Place, pem: str, port: int, clients: int, count: int) -> list[float]:
+def requests(place: Place, pem: str, port: int, path: str, clients: int, count: int) -> list[float]:
     """The same GET from several clients at once, `count` each over a connection that is kept; milliseconds each."""
     context = _context(pem)
-    head = f"GET /small HTTP/1.1\r\nHost: {place[2]}:{port}\r\nAccept: */*\r\nUser-Agent: bench\r\n\r\n".encode()
+    head = f"GET /{path} HTTP/1.1\r\nHost: {place[2]}:{port}\r\nAccept: */*\r\nUser-Agent: bench\r\n\r\n".encode()
 
     async def client() -> list[float]:
         taken = []

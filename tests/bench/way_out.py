@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
-import os
 import shutil
 import socket
 import subprocess
@@ -27,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' own h
 
 from commands import CannotRunError
 from namespaces import namespaces, pid_of
+from way_client import PIECE
 
 import fakes
 from fumehood.broker import network
@@ -37,9 +37,9 @@ from fumehood.ports import Listen, Outward, Ports, Sockets
 from nameserver import nameserver
 from netbox import FakeBox, FakeLeases, plan, rule
 from terminating import Heard, Server, plain, upload
-from way_client import PIECE
 
 PLAIN, WEB = "plain.example", "web.example"
+BUSY_S = 0.05  # what a server elsewhere takes for an answer, the way there and back included
 PLENTY = 2**50  # bytes that the call may have: the caps hold, and are not met
 _USE = CredentialUse(name="github", source="github", header="Authorization", variable="GITHUB_TOKEN")
 _SECRET = Secret(form=SecretForm.TOKEN, parts={"token": "ghs_" + "0123456789abcdef" * 3})
@@ -71,7 +71,9 @@ class OwnBroker(fakes.NoBroker):
         """Make the sockets there."""
         made, fds = network.open_gate(self._pidfd, listen)
         pairs = list(zip(fds[0:-1:2], fds[1:-1:2], strict=True))
-        return Sockets(dns_udp=pairs[0], dns_tcp=pairs[1], listeners=tuple(pairs[2:]), packets=fds[-1], facts=made.facts)
+        return Sockets(
+            dns_udp=pairs[0], dns_tcp=pairs[1], listeners=tuple(pairs[2:]), packets=fds[-1], facts=made.facts
+        )
 
 
 def call_of(*rules: EgressRule) -> Plan:
@@ -86,7 +88,12 @@ def call_of(*rules: EgressRule) -> Plan:
 def ports_for(pidfd: int, outward: Outward) -> Ports:
     """What a gate needs of the runtime, in a namespace."""
     return Ports(
-        broker=OwnBroker(pidfd), ledger=fakes.FakeLedger(), images=fakes.NoImages(), clock=fakes.FakeClock(), owner_uid=0, outward=outward
+        broker=OwnBroker(pidfd),
+        ledger=fakes.FakeLedger(),
+        images=fakes.NoImages(),
+        clock=fakes.FakeClock(),
+        owner_uid=0,
+        outward=outward,
     )
 
 
@@ -227,9 +234,16 @@ async def _small(_: Heard, __: asyncio.StreamReader, writer: asyncio.StreamWrite
     writer.write(plain(b"x" * 300, "200 OK", "Content-Type: application/json"))
 
 
+async def _busy(heard: Heard, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(BUSY_S)
+    await _small(heard, reader, writer)
+
+
 async def _pour(heard: Heard, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     size = int(heard.target.partition("?")[2])
-    writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\nContent-Type: application/octet-stream\r\n\r\n".encode())
+    writer.write(
+        f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\nContent-Type: application/octet-stream\r\n\r\n".encode()
+    )
     for _ in range(size // len(PIECE)):
         writer.write(PIECE)
         await writer.drain()
@@ -238,8 +252,10 @@ async def _pour(heard: Heard, _: asyncio.StreamReader, writer: asyncio.StreamWri
 def _serve_web(pipe: Connection) -> None:
     async def main() -> None:
         authority = Authority("bench", [WEB])
-        answers = {"small": _small, "pour": _pour, "upload": upload}
-        made = await asyncio.start_server(Server(answers=answers).serve, "127.0.0.1", 0, ssl=authority.make_context(WEB), limit=2**20)
+        answers = {"small": _small, "busy": _busy, "pour": _pour, "upload": upload}
+        made = await asyncio.start_server(
+            Server(answers=answers).serve, "127.0.0.1", 0, ssl=authority.make_context(WEB), limit=2**20
+        )
         pipe.send((made.sockets[0].getsockname()[1], authority.pem.decode()))
         await asyncio.sleep(PLENTY)
 
