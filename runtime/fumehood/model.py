@@ -166,12 +166,21 @@ class SessionLife:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What a server may ask its client in mid-call (rule 8): which questions, how many a call, and how long its box waits."""
+    """What a server may ask its client in mid-call (rule 8): which questions, how many a call, and how long its box waits.
+
+    `roots`: whether the client is asked before a server is shown /workspace; without it nobody is.
+    """
 
     elicitation: bool = False
     sampling: bool = False
+    roots: bool = False
     most: int = 10
     wait_s: float = 300.0
+
+    @property
+    def anything(self) -> bool:
+        """Whether there is a question that reaches a client."""
+        return self.elicitation or self.sampling or self.roots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,7 @@ tools: {allow: "*"}
 resources: {allow: "*"}
 prompts: {allow: "*"}
 completion: true
-ask: {elicitation: true, sampling: true}
+ask: {elicitation: true, sampling: true, roots: true}
 limits: {memory: 512MiB, wall: 60s}
 """
 

@@ -58,6 +58,7 @@ RELISTED = frozenset(
         "notifications/resources/list_changed",
     }
 )
+ROOTS = "roots/list"
 ASKING = frozenset({"elicitation/create", "sampling/createMessage"})
 
 Questions = Mapping[str, Mapping[str, Any]]
@@ -69,6 +70,11 @@ class Relay(Protocol):
     @property
     def wants_progress(self) -> bool:
         """Whether the client asked for progress."""
+        ...
+
+    @property
+    def asks_for_roots(self) -> bool:
+        """Whether the client is asked before a server is shown its workspace."""
         ...
 
     async def progress(self, told: dict[str, Any]) -> None:
@@ -96,6 +102,7 @@ class Silent:
     """A conversation without a client: the reading of a catalogue, the greeting of a session."""
 
     wants_progress = False
+    asks_for_roots = False
 
     async def progress(self, told: dict[str, Any]) -> None:
         """Drop it."""
@@ -274,14 +281,13 @@ class Conversation:
         reply: dict[str, Any] = {"jsonrpc": "2.0", "id": request.id}
         if request.method == "ping":
             reply["result"] = {}
-        elif request.method == "roots/list":
-            root = {"uri": "file:///workspace", "name": "workspace"}
-            reply["result"] = {"roots": [root] if self._client.workspace else []}
-        elif request.method in ASKING:
+        elif request.method == ROOTS and not self._relay.asks_for_roots:
+            reply["result"] = self._roots()
+        elif request.method in ASKING | {ROOTS}:
             try:
                 question = {"method": request.method, "params": request.params or {}}
                 name = request.method.partition("/")[0]
-                reply["result"] = (await self._relay.ask(self._streams, {name: question}))[name]
+                reply["result"] = (await self._put({name: question}))[name]
             except ExchangeFailed as error:
                 if error.reason is not Reason.INPUT_REQUIRED:
                     raise
@@ -298,15 +304,22 @@ class Conversation:
             return {"requestState": state}  # it only wants to be asked again
         if not isinstance(questions, dict) or not all(_is_question(each) for each in questions.values()):
             raise ExchangeFailed(Reason.SERVER_GARBAGE, "what it asks for is no question")
-        root = {"uri": "file:///workspace", "name": "workspace"}
-        answers: dict[str, Any] = {
-            name: {"roots": [root] if self._client.workspace else []}
-            for name, each in questions.items()
-            if each["method"] == "roots/list"
-        }
-        if wanted := {name: each for name, each in questions.items() if name not in answers}:
-            answers |= await self._relay.ask(self._streams, wanted)
+        ours = set() if self._relay.asks_for_roots else {name for name, each in questions.items() if each["method"] == ROOTS}
+        answers: dict[str, Any] = {name: self._roots() for name in ours}
+        if wanted := {name: each for name, each in questions.items() if name not in ours}:
+            answers |= await self._put(wanted)
         return {"inputResponses": answers} | ({"requestState": state} if isinstance(state, str) else {})
+
+    async def _put(self, questions: Questions) -> dict[str, Any]:
+        """The client's answers as the server may have them: of its roots no more than whether there are any (rule 8)."""
+        answers = await self._relay.ask(self._streams, questions)
+        for name, each in questions.items():
+            if each["method"] == ROOTS:
+                answers[name] = self._roots(shown=bool(answers[name].get("roots")))
+        return answers
+
+    def _roots(self, *, shown: bool = True) -> dict[str, Any]:
+        return {"roots": [{"uri": "file:///workspace", "name": "workspace"}] if shown and self._client.workspace else []}
 
     async def _report(self, params: Mapping[str, Any]) -> None:
         self._understood = True
@@ -331,7 +344,7 @@ class Conversation:
 def _is_question(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and value.get("method") in ASKING | {"roots/list"}
+        and value.get("method") in ASKING | {ROOTS}
         and isinstance(value.get("params", {}), dict)
     )
 

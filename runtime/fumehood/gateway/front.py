@@ -212,7 +212,7 @@ class Gateway:
         if (unasked := params.get("inputResponses")) is not None:
             # A server of 2026-07-28 need not keep a state; then the answers are arguments like any other.
             ask = route.upstream.profile.ask
-            if not isinstance(unasked, dict) or not (ask.elicitation or ask.sampling):
+            if not isinstance(unasked, dict) or not ask.anything:
                 raise GatewayError(INVALID_PARAMS, "Invalid params: nothing was asked that this could answer")
             wanted = replace(wanted, params={**wanted.params, "inputResponses": unasked})
         return await self._carried(client, route.upstream, wanted, bound, channel, _token(meta))
@@ -222,7 +222,7 @@ class Gateway:
     ) -> dict[str, Any]:
         """Run a call in its request, or apart from it when its client may have to come back for it."""
         ask = upstream.profile.ask
-        may_ask = client.era.modern and (ask.elicitation or ask.sampling) and wanted.kind is not Kind.COMPLETION
+        may_ask = client.era.modern and ask.anything and wanted.kind is not Kind.COMPLETION
         as_task = client.era.modern and wanted.kind is Kind.TOOL and takes_tasks(client.capabilities)
         call = upstream.call_of(client, wanted)
 

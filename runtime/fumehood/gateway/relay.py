@@ -25,7 +25,7 @@ MAX_MESSAGES = 1000
 MAX_QUESTION_CHARS = 8192
 MAX_NAME_CHARS = 128
 GRACE_S = 1.0
-_NEEDS = {"elicitation/create": "elicitation", "sampling/createMessage": "sampling"}
+_NEEDS = {"elicitation/create": "elicitation", "sampling/createMessage": "sampling", "roots/list": "roots"}
 
 AskRound = Callable[[Questions], Awaitable[Mapping[str, Any]]]
 
@@ -64,6 +64,11 @@ class ClientRelay:
     def wants_progress(self) -> bool:
         """Whether the client gave a token."""
         return self._token is not None
+
+    @property
+    def asks_for_roots(self) -> bool:
+        """Whether the profile has the client asked, and the client has roots."""
+        return self._ask.roots and isinstance(self._client.capabilities.get("roots"), dict)
 
     async def progress(self, told: dict[str, Any]) -> None:
         """Pass a report on under the client's own token."""

@@ -120,7 +120,7 @@ class Upstream:
                 tool = pinned.tools.get(wanted.name) if wanted.kind is Kind.TOOL else None
                 ask = self.profile.ask
                 schema = None if tool is None else tool.definition.get("inputSchema")
-                work = self._work(converse, schema, may_ask=ask.elicitation or ask.sampling)
+                work = self._work(converse, schema, may_ask=ask.anything)
                 return _honest(await self._run(call, work), wanted, pinned), None
             hosting = replace(
                 self._call(client.sender, Kind.SESSION, None, {}), front_door="session"

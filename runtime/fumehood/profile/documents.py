@@ -131,6 +131,9 @@ class AskDocument(Strict):
 
     elicitation: bool = Field(default=False, description="May it put a form or a link before the user?")
     sampling: bool = Field(default=False, description="May it have the client's model write something?")
+    roots: bool = Field(
+        default=False, description="Is the client asked before it is shown /workspace? It sees that or nothing, whatever the answer."
+    )
     most: int = Field(default=10, ge=1, le=100, description="Questions of one call.")
     wait: Annotated[float, *duration(1)] = Field(default=300.0, description="How long one answer is waited for.")
 

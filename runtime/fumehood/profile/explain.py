@@ -28,6 +28,7 @@ def shown(value: Profile) -> dict[str, Any]:
         "ask": {
             "elicitation": value.ask.elicitation,
             "sampling": value.ask.sampling,
+            "roots": value.ask.roots,
             "most": value.ask.most,
             "wait": duration_text(value.ask.wait_s),
         },
@@ -103,7 +104,8 @@ def _what_may_be_called(value: Profile) -> list[str]:
             lines.append(f"Clients can use no {what}.")
     if value.completion:
         lines.append("Clients can have arguments of these prompts and resource templates completed.")
-    asks = [name for name, may in (("its user", value.ask.elicitation), ("its model", value.ask.sampling)) if may]
+    asked = (("its user", value.ask.elicitation), ("its model", value.ask.sampling), ("its roots", value.ask.roots))
+    asks = [name for name, may in asked if may]
     if asks:
         lines.append(
             f"In mid-call it can put up to {value.ask.most} questions to the client, for {' and '.join(asks)}, and"
@@ -181,6 +183,7 @@ def _shown_remote(value: Profile) -> dict[str, Any]:
         "ask": {
             "elicitation": value.ask.elicitation,
             "sampling": value.ask.sampling,
+            "roots": value.ask.roots,
             "most": value.ask.most,
             "wait": duration_text(value.ask.wait_s),
         },

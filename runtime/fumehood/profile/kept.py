@@ -170,6 +170,7 @@ def _ask(stored: object) -> Ask:
     return Ask(
         elicitation=_as(bool, has["elicitation"]),
         sampling=_as(bool, has["sampling"]),
+        roots=_as(bool, has["roots"]),
         most=_as(int, has["most"]),
         wait_s=_as(float, has["wait_s"]),
     )

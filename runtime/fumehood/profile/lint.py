@@ -69,6 +69,7 @@ def _widening(parent: Profile, child: Profile) -> Iterator[Finding]:
             f"{more}questions to the user",
         ),
         (child.ask.sampling and not parent.ask.sampling, ("ask", "sampling"), f"{more}questions to the client's model"),
+        (child.ask.roots and not parent.ask.roots, ("ask", "roots"), f"{more}questions for the client's roots"),
         (child.ask.most > parent.ask.most, ("ask", "most"), f"{more}{child.ask.most} questions"),
         (child.ask.wait_s > parent.ask.wait_s, ("ask", "wait"), f"{more}{duration_text(child.ask.wait_s)} of waiting"),
         (

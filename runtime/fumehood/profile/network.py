@@ -141,7 +141,7 @@ def _judge_kinds(rules: tuple[EgressRule, ...]) -> Iterator[Wrong]:
 
 def _judge_credentials(document: ProfileDocument) -> Iterator[Wrong]:
     logins = {rule.credential for rule in document.network.egress if rule.postgres is not None}
-    outlives = document.scope == "session" or document.ask.elicitation or document.ask.sampling
+    outlives = document.scope == "session" or document.ask.elicitation or document.ask.sampling or document.ask.roots
     why = "`scope: session`" if document.scope == "session" else "`ask`"
     for name, use in document.credentials.items():
         at: Path = ("credentials", name)

@@ -145,6 +145,7 @@ def profile(name: str, document: ProfileDocument, seccomp: SeccompPolicy) -> Pro
         ask=Ask(
             elicitation=document.ask.elicitation,
             sampling=document.ask.sampling,
+            roots=document.ask.roots,
             most=document.ask.most,
             wait_s=document.ask.wait,
         ),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fumehood.egress.http_rules import Ambiguous, allows, pattern, segments_of
 from fumehood.model import EgressKind, EgressRule
+from fumehood.profile import network_documents
 
 
 def rule(*allow: str) -> EgressRule:
@@ -80,3 +82,20 @@ def test_what_is_judged_means_one_path_only(junk: bytes) -> None:
     if not isinstance(read, Ambiguous):
         assert not {".", "..", ""}.intersection(read[:-1])
         assert not any(set(segment) & set("/\\;?#\0\r\n") for segment in read)
+
+
+class _Allowed(pydantic.BaseModel):
+    one: network_documents.Pattern
+
+
+@given(
+    st.sampled_from(["GET", "*", "get", "PO ST", "M-SEARCH", "G*"]),
+    st.lists(st.sampled_from(["a", "*", "**", "a*", "..", ".", "", "a b", "é", "a;b", "a%20", "~a", "a:b", "@", "\\", "+"]), max_size=4),
+)
+def test_whatever_a_profile_may_say_the_gate_can_read(method: str, segments: list[str]) -> None:
+    text = f"{method} /{'/'.join(segments)}"
+    try:
+        _Allowed(one=text)
+    except pydantic.ValidationError:
+        return
+    pattern(text)

@@ -50,6 +50,20 @@ async def test_a_newer_client_answers_in_a_second_round_of_the_same_box(server: 
         assert states[states.index(State.RUNNING) :][:4] == [State.RUNNING, State.PARKED, State.RUNNING, State.EXITED]
 
 
+@pytest.mark.parametrize(
+    ("theirs", "shown"),
+    [([{"uri": "file:///home/ada/secret"}], [{"uri": "file:///workspace", "name": "workspace"}]), ([], []), ("none of yours", [])],
+)
+async def test_a_client_that_is_asked_for_its_roots_only_decides_whether_the_workspace_is_shown(theirs: Any, shown: Any) -> None:
+    async with opened("modern", ask=replace(ASK, roots=True)) as open_:
+        mine = client(**FORM, roots={})
+        first = await open_.ask("tools/call", mine, **WHO)
+        asked = {each["method"]: name for name, each in first["inputRequests"].items()}
+        answers = {asked["elicitation/create"]: ANSWER, asked["roots/list"]: {"roots": theirs if isinstance(theirs, list) else None}}
+        second = await open_.ask("tools/call", mine, **WHO, requestState=first["requestState"], inputResponses=answers)
+        assert json.loads(second["content"][0]["text"]) == {"name": ANSWER, "roots": {"roots": shown}}
+
+
 @pytest.mark.parametrize("server", ["modern", "legacy"])
 async def test_an_older_client_is_sent_the_question(server: str) -> None:
     async with opened(server, ask=ASK) as open_:
