@@ -110,7 +110,7 @@ async def test_a_spilled_result_is_read_back_by_a_later_gateway_until_it_is_prun
     kept = own_lab.state / "ledger" / "results"
     (file,) = kept.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
-    assert own_lab.fumehood("tasks", "prune", "--older-than", "1h", "--json").said == {"removed": 0, "bytes": 0}
+    assert own_lab.fumehood("tasks", "prune", "--older-than", "1h", "--json").said == {"removed": 0, "bytes": 0, "leases": 0, "egress": 0}
     assert own_lab.fumehood("tasks", "prune", "--older-than", "0s", "--json").said["removed"] == 1
     assert list(kept.iterdir()) == []
     async with opened(own_lab, engine, profile, workspace) as client:
