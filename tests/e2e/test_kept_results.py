@@ -217,7 +217,7 @@ def test_what_is_too_old_or_without_a_record_goes_and_records_stay(folder: Path)
         assert files(folder) == [f"{two.task}.result"]
         assert kept(again, one.task)[1] is None
         assert again.ask("prune", older_than_s=60.0) == {"removed": 0, "bytes": 0, "leases": 0, "egress": 0}
-        assert again.ask("prune", older_than_s=0.0) == {"removed": 1, "bytes": 4}
+        assert again.ask("prune", older_than_s=0.0) == {"removed": 1, "bytes": 4, "leases": 0, "egress": 0}
         assert len(again.tasks()) == 2
 
 

@@ -235,6 +235,7 @@ async def _serve(processes: Processes[Any], servers: Sequence[Served], listening
                 if served.http is not None and listening is not None and listening.http is not None:
                     listening.http.adopt(served.http)
                 gateway.serve([_taken(server) for server in served.servers])
+                gc.collect()  # what nobody uses any more lets go of its directories now, and not at the next of a rare few
 
     import fumehood.call
     import fumehood.gateway.bridge  # noqa: F401 - the SDK, which is most of the heap
