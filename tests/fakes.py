@@ -119,6 +119,7 @@ class FakeLedger:
     async def lease_closed(self, lease: str, revoked: Revoked | None, error: str | None) -> None:
         self._check()
         self.leases[lease]["tries"].append(error)
+        self.leases[lease]["claimed"] = False
         if revoked is not None:
             self.leases[lease].update(state="closed", revoked=revoked)
 
@@ -126,7 +127,7 @@ class FakeLedger:
         self, *, lease: str | None = None, task: str | None = None, after: str | None = None, orphaned: bool
     ) -> Sequence[OpenLease]:
         self._check()
-        return [
+        found = [
             OpenLease(
                 lease=name, task=row["task"], credential=row["credential"], provider=row["provider"], handle=row["handle"],
                 sealed=row.get("sealed", {}), opened_at_s=row.get("opened_at", 0.0), issued=row["state"] == "issued", until_s=row["until"], tries=len(row["tries"]),
@@ -135,7 +136,11 @@ class FakeLedger:
             if row["state"] != "closed" and lease in {None, name} and task in {None, row["task"]} and (after is None or name > after)
             # The real one lets a lease rest after a try that failed.
             and not (orphaned and (row["tries"] or self.states.get(row["task"]) is not State.CLOSED))
+            and not row.get("claimed")
         ]  # fmt: skip
+        for each in found:
+            self.leases[each.lease]["claimed"] = True
+        return found
 
     async def egress(self, task: str, entries: Sequence[EgressEntry], counters: Mapping[str, int]) -> None:
         self._check()

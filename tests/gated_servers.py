@@ -25,7 +25,7 @@ from upstreams import LOOPBACK, Answer, HttpsServer, https_server, name_server
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVERS = Path(__file__).parent / "e2e" / "servers"
-TOKEN = "canary-web-51c0be77d2e94a"  # noqa: S105
+TOKEN = "canary-web-51c0be77d2e94a03b9f6c2d8"  # noqa: S105
 DATABASE = """\
 image: net-clients
 command: [python3, /workspace/database.py, {era}, "{db}", "{web}"]

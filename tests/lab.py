@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -393,6 +394,21 @@ def boxed(marker: str, ids: range = range(IDS, 2**32)) -> int:
             continue
     (only,) = found
     return only
+
+
+def memory_holds(pid: int, needle: bytes) -> bool:
+    """Whether any readable page of a process has these bytes."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for low, high in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) r", maps, re.MULTILINE):
+            begin, end = int(low, 16), int(high, 16)
+            try:
+                memory.seek(begin)
+                if needle in memory.read(end - begin):
+                    return True
+            except (OSError, ValueError, OverflowError):
+                continue  # vvar and the like
+    return False
 
 
 def gone(pid: int, timeout_s: float = 10) -> bool:

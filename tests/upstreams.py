@@ -84,12 +84,23 @@ def name_server(answers: dict[str, list[str]] | None = None) -> Iterator[NameSer
             reply = served.answer(self.rfile.read(length))
             self.wfile.write(struct.pack("!H", len(reply)) + reply)
 
-    with socketserver.ThreadingUDPServer((LOOPBACK, 0), Datagram) as udp:
-        port = udp.server_address[1]
-        with socketserver.ThreadingTCPServer((LOOPBACK, port), Stream) as tcp:
-            served = NameServer(f"{LOOPBACK}:{port}", answers=dict(answers or {}))
-            with serving(udp), serving(tcp):
-                yield served
+    udp, tcp = _pair_of_servers(Datagram, Stream)
+    with udp, tcp:
+        served = NameServer(f"{LOOPBACK}:{udp.server_address[1]}", answers=dict(answers or {}))
+        with serving(udp), serving(tcp):
+            yield served
+
+
+def _pair_of_servers(
+    datagram: type[socketserver.BaseRequestHandler], stream: type[socketserver.BaseRequestHandler]
+) -> tuple[socketserver.ThreadingUDPServer, socketserver.ThreadingTCPServer]:
+    """Two servers at one port, which must be free for both."""
+    while True:
+        udp = socketserver.ThreadingUDPServer((LOOPBACK, 0), datagram)
+        try:
+            return udp, socketserver.ThreadingTCPServer(udp.server_address, stream)
+        except OSError:
+            udp.server_close()
 
 
 @contextmanager

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lab import Lab, boxed
+from lab import Lab, boxed, memory_holds
 
 CANARY = "canary-of-an-operator-f31c77"
 CODE = "print('up'); input()  # held-secrets"
@@ -33,21 +32,6 @@ def configured(lab: Lab) -> Iterator[Lab]:
         file.unlink()
     else:
         file.write_text(before)
-
-
-def memory_holds(pid: int, needle: bytes) -> bool:
-    """Whether any readable page of a process has these bytes."""
-    maps = Path(f"/proc/{pid}/maps").read_text()
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        for low, high in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) r", maps, re.MULTILINE):
-            begin, end = int(low, 16), int(high, 16)
-            try:
-                memory.seek(begin)
-                if needle in memory.read(end - begin):
-                    return True
-            except (OSError, ValueError, OverflowError):
-                continue  # vvar and the like
-    return False
 
 
 @pytest.mark.usefixtures("nothing_left")

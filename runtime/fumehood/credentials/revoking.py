@@ -57,6 +57,11 @@ async def revoke_claimed(one: OpenLease, providers: Mapping[str, CredentialProvi
             raise
         except FumehoodError as error:
             problem = said(error)
+        except anyio.get_cancelled_exc_class():
+            # The claim is given back: it would keep everybody else away until it lapses.
+            with anyio.CancelScope(shield=True):
+                await ledger.lease_closed(one.lease, None, "whoever asked ended before the answer")
+            raise
     if revoked is not None and not one.issued and time.time() < one.opened_at_s + SETTLED_S:
         # Attack on ourselves: the backend still works on an issue whose sender died, after we found that there is nothing.
         revoked, problem = None, "nothing of it is there; it is looked for once more, because its issue may still be under way"

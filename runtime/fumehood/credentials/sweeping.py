@@ -46,18 +46,26 @@ async def sweep(ledger: Ledger, providers: Mapping[str, CredentialProvider]) -> 
 
 @asynccontextmanager
 async def sweeping(ledger: Ledger, providers: Mapping[str, CredentialProvider]) -> AsyncIterator[None]:
-    """Sweep in the background for the length of the body, and once when it is left, for `AT_END_S` at most."""
+    """Sweep in the background for the length of the body, and once when it is left, for `AT_END_S` at most.
+
+    A sweep that is under way then is waited for: what it has claimed no other can claim.
+    """
+    turn = anyio.Lock()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_every_minute, ledger, providers)
-        yield
-        tasks.cancel_scope.cancel()
-    with anyio.move_on_after(AT_END_S, shield=True):
-        await _quietly(ledger, providers)
+        tasks.start_soon(_every_minute, ledger, providers, turn)
+        try:
+            yield
+        finally:
+            with anyio.move_on_after(AT_END_S, shield=True):
+                async with turn:
+                    await _quietly(ledger, providers)
+            tasks.cancel_scope.cancel()
 
 
-async def _every_minute(ledger: Ledger, providers: Mapping[str, CredentialProvider]) -> None:
+async def _every_minute(ledger: Ledger, providers: Mapping[str, CredentialProvider], turn: anyio.Lock) -> None:
     while True:
-        await _quietly(ledger, providers)
+        async with turn:
+            await _quietly(ledger, providers)
         await anyio.sleep(EVERY_S)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from fumehood.egress.limits import Budget
+from fumehood.egress.task import close_transport
 
 _WRITE_BYTES = 128 * 1024
 _HIGH_WATER_BYTES = 256 * 2**10  # what is read ahead before the other side is paused
@@ -74,7 +75,7 @@ class Stream(asyncio.Protocol):
 
     def close(self) -> None:
         """Send what is left, and close."""
-        self.transport.close()
+        close_transport(self.transport)
 
     async def closed(self) -> None:
         """Return when the connection is gone."""

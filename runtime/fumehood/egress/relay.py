@@ -18,7 +18,7 @@ from fumehood.egress import hello
 from fumehood.egress.limits import CONNECTION_BYTES, HEAD_S, READ_BYTES
 from fumehood.egress.names import Route
 from fumehood.egress.refusals import Rejected, Why
-from fumehood.egress.task import GateTask, reset, reset_transport
+from fumehood.egress.task import GateTask, close_transport, reset, reset_transport
 from fumehood.model import EgressKind
 
 HEAD_TOO_SLOW = Why("head_too_slow", "the connection did not begin in time", "Send the whole hello or head at once.")
@@ -169,7 +169,7 @@ class _Half(asyncio.BufferedProtocol):
             early, self._early = self._early, b""
             self.pass_on(early)
         if self._has_ended and not self.eof_received() and self.transport is not None:
-            self.transport.close()
+            close_transport(self.transport)
         if self.is_lost:
             self._tell_peer()
         self._read_again()
@@ -208,7 +208,7 @@ class _Half(asyncio.BufferedProtocol):
         if other is None or self.transport is None or self.peer.is_lost:
             return False
         if self.peer._has_ended or not other.can_write_eof():  # noqa: SLF001 - the other half of one thing
-            other.close()  # what is written already still goes out
+            close_transport(other)  # what is written already still goes out
             return False
         other.write_eof()
         # A TLS connection is closed as a whole.
@@ -236,7 +236,7 @@ class _Half(asyncio.BufferedProtocol):
         other = self.peer.transport
         if other is not None and not self.peer.is_lost:
             if self._error is None:
-                other.close()
+                close_transport(other)
             else:
                 reset_transport(other)
         self._pair.lost()

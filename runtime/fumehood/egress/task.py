@@ -109,6 +109,15 @@ def reset(connection: socket.socket) -> None:
         connection.close()
 
 
+def close_transport(transport: asyncio.Transport) -> None:
+    """Close a connection that a transport has, once what is written has gone out. Idempotent, and it can still be reset.
+
+    asyncio's own is neither: the second `close` of a TLS transport makes it forget its connection, which then nobody can end.
+    """
+    if not transport.is_closing():
+        transport.close()
+
+
 def reset_transport(transport: asyncio.BaseTransport) -> None:
     """The same for a connection that a transport has."""
     connection = transport.get_extra_info("socket")

@@ -44,6 +44,7 @@ _CLOSE = """
     WHERE lease = :lease
 """
 _ABANDON = "UPDATE leases SET abandoned = 1 WHERE runtime_id = ? AND state <> 'closed'"
+_LET_GO = "UPDATE leases SET claimed_by = NULL, claimed_at = NULL WHERE claimed_by = ? AND state <> 'closed'"
 _CLAIMABLE = """
     SELECT lease, task, credential, provider, handle, sealed, opened_at, issued_at IS NOT NULL, until, tries, claimed_by, claimed_at
     FROM leases
@@ -141,8 +142,9 @@ def claim_leases(
 
 
 def abandon_leases(conn: Transaction, runtime_id: str) -> None:
-    """Leave the open leases of a runtime to whoever sweeps: its worker is gone."""
+    """Leave the open leases of a runtime, and those it was sweeping, to whoever sweeps: its worker is gone."""
     conn.run(_ABANDON, (runtime_id,))
+    conn.run(_LET_GO, (runtime_id,))
 
 
 def anything_to_claim(conn: Transaction) -> bool:

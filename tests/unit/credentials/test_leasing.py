@@ -401,6 +401,33 @@ async def test_a_sweep_that_hangs_is_bounded(ledger: FakeLedger, monkeypatch: py
     assert ledger.leases["l" * 26]["tries"] == ["no answer within 0.05 s"]
 
 
+async def test_a_runtime_that_ends_at_once_finishes_what_its_sweep_has_claimed(ledger: FakeLedger) -> None:
+    from fumehood.credentials import sweeping
+
+    class Slow(FakeProvider):
+        async def revoke(self, handle: Mapping[str, Any], sealed: Mapping[str, str]) -> Revoked:
+            await anyio.sleep(0.1)
+            return await super().revoke(handle, sealed)
+
+    await ledger.lease_opened("l" * 26, "t", "c", "gh", {"kind": "fake", "name": "x"}, None)
+    ledger.states["t"] = State.CLOSED
+    async with sweeping(ledger, {"gh": Slow(live={"x"})}):
+        await anyio.sleep(0.01)
+    assert (ledger.leases["l" * 26]["state"], ledger.leases["l" * 26]["tries"]) == ("closed", [None])
+
+
+async def test_a_sweep_that_is_cut_short_gives_back_what_it_claimed(ledger: FakeLedger) -> None:
+    from fumehood.credentials import sweep
+
+    await ledger.lease_opened("l" * 26, "t", "c", "gh", {"kind": "fake", "name": "x"}, None)
+    ledger.states["t"] = State.CLOSED
+    with anyio.move_on_after(0.05):
+        await sweep(ledger, {"gh": FakeProvider(hangs=True)})
+    assert ledger.leases["l" * 26]["tries"] == ["whoever asked ended before the answer"]
+    ledger.leases["l" * 26]["tries"].clear()
+    assert await sweep(ledger, {"gh": FakeProvider(live={"x"})}) == (1, 0)
+
+
 async def test_a_ledger_that_is_gone_ends_no_sweep_with_an_error(ledger: FakeLedger) -> None:
     from fumehood.credentials import sweeping
 

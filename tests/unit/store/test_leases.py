@@ -122,6 +122,15 @@ def test_of_two_sweepers_one_has_the_claim_until_it_lapses(conn: Transaction) ->
     assert close(conn, lease, runtime="r3")
 
 
+def test_a_sweeper_that_died_holds_no_claim(conn: Transaction) -> None:
+    task = opened_task(conn)
+    lease = open_lease(conn, task)
+    close_task(conn, task)
+    assert claim(conn, "r2") == [lease]
+    leases.abandon_leases(conn, "r2")
+    assert claim(conn, "r3") == [lease]
+
+
 def test_a_try_that_failed_is_not_repeated_at_once_and_the_pause_grows(conn: Transaction) -> None:
     task = opened_task(conn)
     lease = open_lease(conn, task)
