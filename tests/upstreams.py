@@ -407,6 +407,7 @@ def cloud_server(authority: Authority, *names: str, folder: Path) -> Iterator[Cl
 
 def _role_and_key(authority: Authority, port: int, folder: Path) -> CloudServer:
     import boto3
+    from moto.moto_api._internal import moto_api_backend
 
     roots = folder / "cloud-roots.pem"
     roots.write_text(authority.pem)
@@ -414,6 +415,7 @@ def _role_and_key(authority: Authority, port: int, folder: Path) -> CloudServer:
         "iam", endpoint_url=f"https://{LOOPBACK}:{port}", verify=str(roots), region_name="us-east-1",
         aws_access_key_id="setup", aws_secret_access_key="setup",  # noqa: S106
     )  # fmt: skip
+    moto_api_backend.reset()  # what an earlier server of this process had made is still there: moto keeps it in the module
     everything = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
     trust = {
         "Version": "2012-10-17",
