@@ -41,8 +41,12 @@ class BrokerClient:
         fds = [] if binding.workspace_fd is None else [binding.workspace_fd]
         files = [{"name": each.name, "size_bytes": len(each.content), "over": each.over} for each in supplies.files]
         args = {"task": task, "binding": fields, "files": files}
-        with Memory(b"".join(each.content for each in supplies.files)).seal() as contents:
-            facts: Mapping[str, Any] = await self._ask("bind", args, [*fds, *([contents.fd] if files else [])])
+        facts: Mapping[str, Any]
+        if files:
+            with Memory(b"".join(each.content for each in supplies.files)).seal() as contents:
+                facts = await self._ask("bind", args, [*fds, contents.fd])
+        else:
+            facts = await self._ask("bind", args, fds)
         return facts
 
     async def start(

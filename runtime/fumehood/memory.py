@@ -5,10 +5,12 @@ Once sealed nobody can change, lengthen or shorten it, so that who reads it need
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from typing import Self
 
+_TRIES = 10
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
 
@@ -42,8 +44,19 @@ class Memory:
             view = view[written:]
 
     def seal(self) -> Self:
-        """Let nobody change it any more."""
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
+        """Let nobody change it any more.
+
+        The kernel refuses while it holds one of the pages itself, which compaction does in passing (mm/memfd.c waits for it, but
+        not for long); who asks again is told yes.
+        """
+        for left in reversed(range(_TRIES)):
+            try:
+                fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
+            except OSError as error:
+                if error.errno != errno.EBUSY or not left:
+                    raise
+            else:
+                break
         return self
 
     def close(self) -> None:
