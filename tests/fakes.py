@@ -26,12 +26,12 @@ from fumehood.model import (
     Profile,
     SeccompPolicy,
     Sender,
-    Supplies,
     ToolCall,
     Usage,
     task_id,
 )
 from fumehood.ports import EgressEntry, Exited, Kept, Ledger, Listen, Made, OpenLease, Ports, Revoked, Settled, Sockets
+from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 
 _numbers = itertools.count(1)

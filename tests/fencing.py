@@ -27,7 +27,7 @@ GATE = """
 import asyncio, contextlib, json, os, socket, sys
 import fumehood.egress
 from fumehood.faults import FumehoodError
-from fumehood.model import SuppliedFile, Supplies
+from fumehood.reach import SuppliedFile, Supplies
 from fumehood.ports import Listen
 
 WANTED = json.loads(os.environ["FENCE"])

@@ -21,8 +21,9 @@ from fumehood.egress.limits import Budget, Meter
 from fumehood.egress.names import Names, Route
 from fumehood.egress.refusals import Rejected
 from fumehood.egress.task import GateTask, reset
-from fumehood.model import EgressRule, Network, Profile, SeccompPolicy, Secret, Supplies
+from fumehood.model import Profile, SeccompPolicy
 from fumehood.ports import Outward
+from fumehood.reach import EgressRule, Network, Secret, Supplies
 
 
 @dataclass

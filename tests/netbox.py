@@ -25,23 +25,25 @@ from fumehood.egress import gating
 from fumehood.model import (
     Binding,
     Decision,
-    EgressKind,
-    EgressRule,
     Frame,
     Grant,
     Image,
     Kind,
-    Network,
-    NetworkLimits,
     Plan,
-    Secret,
-    Supplies,
     UserNamespace,
     Verdict,
     Verified,
     WorkspaceMode,
 )
 from fumehood.ports import Listen, Outward, Ports, Sockets
+from fumehood.reach import (
+    EgressKind,
+    EgressRule,
+    Network,
+    NetworkLimits,
+    Secret,
+    Supplies,
+)
 from fumehood.residence import WayOut
 
 DEADLINE_S = 20.0

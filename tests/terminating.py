@@ -23,19 +23,18 @@ from fumehood.egress.names import Names, Route
 from fumehood.egress.refusals import Rejected
 from fumehood.egress.task import GateTask, reset
 from fumehood.egress.websocket import accept_for
-from fumehood.model import (
+from fumehood.model import Profile, SeccompPolicy
+from fumehood.ports import Outward
+from fumehood.reach import (
     CredentialUse,
     EgressKind,
     EgressRule,
     Network,
     NetworkLimits,
-    Profile,
-    SeccompPolicy,
     Secret,
     SecretForm,
     Supplies,
 )
-from fumehood.ports import Outward
 
 NAME = "api.example.org"
 TOKEN = "ghs_S3cretOfTheOperator/+0123456789abcdef"  # noqa: S105 - a canary

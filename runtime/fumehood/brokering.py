@@ -9,8 +9,9 @@ from typing import Any
 from fumehood.asking import Asker
 from fumehood.faults import BoxFailed
 from fumehood.memory import Memory
-from fumehood.model import Binding, FileChange, Frame, Supplies, Usage
+from fumehood.model import Binding, FileChange, Frame, Usage
 from fumehood.ports import Exited, Listen, Made, Settled, Sockets
+from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 from fumehood.wire import TooLongError, WireError, close_all
 

@@ -13,12 +13,11 @@ from fumehood.model import (
     Image,
     Keeping,
     Outcome,
-    Secret,
     Sender,
-    Supplies,
     ToolCall,
     Usage,
 )
+from fumehood.reach import Secret, Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import Residences
 

@@ -32,8 +32,9 @@ import fakes
 from fumehood.broker import network
 from fumehood.egress import gating
 from fumehood.egress.authority import Authority
-from fumehood.model import CredentialUse, EgressRule, Plan, Secret, SecretForm
+from fumehood.model import Plan
 from fumehood.ports import Listen, Outward, Ports, Sockets
+from fumehood.reach import CredentialUse, EgressRule, Secret, SecretForm
 from nameserver import nameserver
 from netbox import FakeBox, FakeLeases, plan, rule
 from terminating import Heard, Server, plain, upload

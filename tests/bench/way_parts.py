@@ -30,8 +30,8 @@ from fumehood.app import SystemClock
 from fumehood.credentials.kinds import find
 from fumehood.credentials.leasing import lease
 from fumehood.egress import gating
-from fumehood.model import CredentialUse
 from fumehood.ports import Outward
+from fumehood.reach import CredentialUse
 from ledgers import client, running
 from netbox import FakeBox, plan, rule
 from postgres_server import postgres_server

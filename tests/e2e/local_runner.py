@@ -24,8 +24,18 @@ from fumehood.app import SystemClock
 from fumehood.call import run_call
 from fumehood.execution import Work
 from fumehood.faults import BoxFailed
-from fumehood.model import Binding, Deny, FileChange, Frame, Image, Outcome, Supplies, ToolCall, Usage
+from fumehood.model import (
+    Binding,
+    Deny,
+    FileChange,
+    Frame,
+    Image,
+    Outcome,
+    ToolCall,
+    Usage,
+)
 from fumehood.ports import Exited, Listen, Made, Ports, Settled, Sockets
+from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 
 

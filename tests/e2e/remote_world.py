@@ -34,20 +34,9 @@ from fumehood.gateway.peer import Client
 from fumehood.gateway.reading import remote_profile
 from fumehood.gateway.served import Served
 from fumehood.gateway_config import UpstreamConfig
-from fumehood.model import (
-    Ask,
-    Deny,
-    Limits,
-    Network,
-    NetworkLimits,
-    Outcome,
-    Profile,
-    SeccompPolicy,
-    Secret,
-    SecretForm,
-    ToolCall,
-)
+from fumehood.model import Ask, Deny, Limits, Outcome, Profile, SeccompPolicy, ToolCall
 from fumehood.ports import Issued, LeaseRequest, Outward, Ports, Revoked
+from fumehood.reach import Network, NetworkLimits, Secret, SecretForm
 
 EVERYTHING = Path(__file__).resolve().parents[1] / "peers" / "everything"
 LOOPBACK = ("127.0.0.0/8",)

@@ -19,8 +19,8 @@ import pytest
 
 from certificates import Authority
 from fumehood.egress import pg_messages, postgres
-from fumehood.model import EgressKind, EgressRule, Secret, SecretForm
 from fumehood.ports import Outward
+from fumehood.reach import EgressKind, EgressRule, Secret, SecretForm
 from gated import Gated, eventually, gated
 from postgres_server import PostgresServer, postgres_server
 from upstreams import LOOPBACK, NameServer, name_server

@@ -14,7 +14,7 @@ import pytest
 
 from certificates import Authority
 from fumehood.egress.sigv4 import sign
-from fumehood.model import Secret, SecretForm
+from fumehood.reach import Secret, SecretForm
 from upstreams import LOOPBACK, CloudServer, cloud_server
 
 NAME = "s3.us-east-1.amazonaws.com"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from fumehood.egress import addresses, dns, hello, packets
 from fumehood.egress.names import Names, is_name
-from fumehood.model import EgressKind, EgressRule
+from fumehood.reach import EgressKind, EgressRule
 
 _INTERESTING = (b"\0", b"\xff", b"\x7f", b"\x80", b"\xc0\x0c", b"\0\0", b"\xff\xff", b"\x00\x01", b".", b"\r\n")
 

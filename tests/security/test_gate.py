@@ -16,8 +16,9 @@ import pytest
 import fakes
 from fumehood.egress import doors, gating, relay
 from fumehood.egress.names import MOST_NAMES
-from fumehood.model import EgressRule, Kind
+from fumehood.model import Kind
 from fumehood.ports import Outward, Ports
+from fumehood.reach import EgressRule
 from nameserver import Nameserver, nameserver
 from netbox import FakeBox, FakeLeases, Gated, NetBox, NetBroker, gated, netbox, plan, rule, until
 

@@ -12,7 +12,7 @@ import pytest
 
 from fumehood.egress.inject import Placeholders
 from fumehood.egress.scrub import forms
-from fumehood.model import CredentialUse, NetworkLimits, Scheme, Secret, SecretForm
+from fumehood.reach import CredentialUse, NetworkLimits, Scheme, Secret, SecretForm
 from terminating import SECRET, TOKEN, USE, Heard, plain, terminated
 
 pytestmark = pytest.mark.anyio

@@ -32,8 +32,9 @@ from remote_world import (
 )
 
 from fumehood.faults import FumehoodError
-from fumehood.model import NetworkLimits, Result, Secret, SecretForm
+from fumehood.model import Result
 from fumehood.ports import Issued, LeaseRequest, Outward
+from fumehood.reach import NetworkLimits, Secret, SecretForm
 from fumehood.reasons import Reason
 
 pytestmark = pytest.mark.anyio

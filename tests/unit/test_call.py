@@ -26,11 +26,11 @@ from fumehood.model import (
     Outcome,
     Result,
     Sender,
-    Supplies,
     ToolCall,
     WorkspaceMode,
 )
 from fumehood.ports import Exited, Made, Ports, Settled
+from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 
 VERBS = ["make", "bind", "start", "wait", "settle", "remove"]

@@ -13,7 +13,7 @@ from fumehood.reasons import Reason
 
 ROOT = Path(fumehood.__file__).parent
 STAGES = frozenset({"admission", "sandbox", "credentials", "egress", "execution", "evidence", "profile", "image"})
-VALUES = frozenset({"model", "reasons"})
+VALUES = frozenset({"model", "reach", "reasons"})
 # What stages stand on: values, Protocols and plumbing that decides nothing of a call.
 GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
@@ -114,8 +114,8 @@ def test_every_part_has_its_place_in_the_rules() -> None:
     assert found <= STAGES | GROUND | FRONT_DOORS | PROCESSES | TOP
 
 
-def test_reasons_import_nothing_and_model_only_reasons() -> None:
-    assert broken({"reasons": frozenset(), "model": frozenset({"reasons"})}) == []
+def test_values_import_nothing_but_values() -> None:
+    assert broken({"reasons": frozenset(), "reach": frozenset(), "model": frozenset({"reach", "reasons"})}) == []
 
 
 def test_what_stages_stand_on_imports_no_stage() -> None:

@@ -17,7 +17,7 @@ from fumehood.broker import host as hosts
 from fumehood.broker import netlink
 from fumehood.broker.cgroups import NEEDED
 from fumehood.broker.host import Host
-from fumehood.model import NetworkLimits
+from fumehood.reach import NetworkLimits
 
 _OVERLAY_IDMAP_KERNEL = (5, 19)
 # Of the worker, which has the most: a box's streams and files, its gate's nine and more sockets, and the connections of a profile

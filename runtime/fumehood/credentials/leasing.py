@@ -21,8 +21,9 @@ import anyio
 
 from fumehood.credentials.revoking import REVOKE_DEADLINE_S, checked, said
 from fumehood.faults import FumehoodError, LedgerGone, Refused
-from fumehood.model import CredentialUse, Delivery, Deny, Kind, Plan, Secret, Supplies, ToolCall, task_id
+from fumehood.model import Deny, Kind, Plan, ToolCall, task_id
 from fumehood.ports import CredentialProvider, LeaseRequest, Leases, Ports, Revoked
+from fumehood.reach import CredentialUse, Delivery, Secret, Supplies
 from fumehood.reasons import Reason
 
 ISSUE_DEADLINE_S = 15.0

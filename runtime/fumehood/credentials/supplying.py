@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from fumehood.model import CredentialUse, Delivery, Secret, SecretForm, SuppliedFile, Supplies
+from fumehood.reach import (
+    CredentialUse,
+    Delivery,
+    Secret,
+    SecretForm,
+    SuppliedFile,
+    Supplies,
+)
 
 FOLDER = "secrets"
 

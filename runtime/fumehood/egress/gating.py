@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from fumehood.faults import Refused
-from fumehood.model import Deny, Kind, Plan, Supplies
+from fumehood.model import Deny, Kind, Plan
 from fumehood.ports import Leases, Outward, Ports
+from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import WayOut
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from fumehood.egress.task import GateTask, Serve
 from fumehood.faults import Refused
-from fumehood.model import Deny, EgressKind, Supplies
+from fumehood.model import Deny
+from fumehood.reach import EgressKind, Supplies
 from fumehood.reasons import Reason
 
 _MODULES = {

@@ -21,7 +21,7 @@ from fumehood.egress.refusals import Why
 from fumehood.egress.scrub import Scrubber, Spellings
 from fumehood.egress.task import GateTask
 from fumehood.egress.websocket import is_agreed
-from fumehood.model import CredentialUse, Scheme, Secret
+from fumehood.reach import CredentialUse, Scheme, Secret
 
 CREDENTIAL_GONE = Why("credential_gone", "the credential is not live", "Ask again while a call is under way.")
 CREDENTIAL_UNFIT = Why(

@@ -18,7 +18,7 @@ import h11
 
 from fumehood.egress.http_rules import Ambiguous, allows, judges_paths, segments_of
 from fumehood.egress.refusals import Why
-from fumehood.model import EgressRule
+from fumehood.reach import EgressRule
 
 _PLAINLY = "Correct the client: the gate passes only what every server reads alike."
 MALFORMED = Why("http_malformed", "the request is one that servers read in different ways", _PLAINLY)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
-from fumehood.model import EgressRule
+from fumehood.reach import EgressRule
 
 ANY = "*"
 ANY_NUMBER = "**"

@@ -20,7 +20,7 @@ from fumehood.egress import sigv4
 from fumehood.egress.http_judge import FORBIDDEN, Headers, Refusal, Request
 from fumehood.egress.refusals import Why
 from fumehood.egress.scrub import Spellings, spellings_of
-from fumehood.model import CredentialUse, Delivery, Scheme, Secret, SecretForm
+from fumehood.reach import CredentialUse, Delivery, Scheme, Secret, SecretForm
 
 PLACEHOLDER_MISPLACED = Why(
     "placeholder_misplaced",

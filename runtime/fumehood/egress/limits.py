@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fumehood.egress.refusals import Rejected, Why
-from fumehood.model import NetworkLimits
+from fumehood.reach import NetworkLimits
 
 BYTES_OUT = Why("bytes_out", "the call has sent all it may", "Raise `network.limits.bytes_out` if it must send more.")
 BYTES_IN = Why("bytes_in", "the call has received all it may", "Raise `network.limits.bytes_in` if it must receive more.")

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fumehood.faults import Refused
-from fumehood.model import Deny, EgressRule
+from fumehood.model import Deny
 from fumehood.ports import Listen
+from fumehood.reach import EgressRule
 from fumehood.reasons import Reason
 
 MOST_NAMES = 256

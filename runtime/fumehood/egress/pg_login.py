@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from fumehood.egress import pg_messages, scram
 from fumehood.egress.pg_messages import Malformed, Startup
 from fumehood.egress.refusals import Rejected, Why
-from fumehood.model import Secret
+from fumehood.reach import Secret
 
 # Enough for every parameter's status and some notices; a server that says more before it is ready is none.
 MOST_LOGIN_BYTES = 256 * 2**10

@@ -32,7 +32,7 @@ from fumehood.egress.pg_messages import Cancel, Encryption, Malformed, Startup
 from fumehood.egress.refusals import Rejected, Why
 from fumehood.egress.relay import HEAD_TOO_SLOW, join, relay
 from fumehood.egress.task import GateTask, reset_transport
-from fumehood.model import Secret, SecretForm
+from fumehood.reach import Secret, SecretForm
 
 NOT_POSTGRES = Why(
     "postgres_client", "what the box says is not PostgreSQL's protocol",

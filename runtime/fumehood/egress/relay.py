@@ -19,7 +19,7 @@ from fumehood.egress.limits import CONNECTION_BYTES, HEAD_S, READ_BYTES
 from fumehood.egress.names import Route
 from fumehood.egress.refusals import Rejected, Why
 from fumehood.egress.task import GateTask, close_transport, reset, reset_transport
-from fumehood.model import EgressKind
+from fumehood.reach import EgressKind
 
 HEAD_TOO_SLOW = Why("head_too_slow", "the connection did not begin in time", "Send the whole hello or head at once.")
 

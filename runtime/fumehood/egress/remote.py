@@ -25,8 +25,9 @@ from fumehood.egress.refusals import Rejected
 from fumehood.egress.scrub import Scrubber, Spellings, spellings_of
 from fumehood.egress.trust import upstream_context
 from fumehood.faults import ExchangeFailed
-from fumehood.model import CredentialUse, Plan, Scheme, SecretForm, Supplies
+from fumehood.model import Plan
 from fumehood.ports import Leases, Origin, Ports, Reply
+from fumehood.reach import CredentialUse, Scheme, SecretForm, Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import WayOut
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from fumehood.model import Secret, SecretForm
+from fumehood.reach import Secret, SecretForm
 
 Headers = Sequence[tuple[bytes, bytes]]
 

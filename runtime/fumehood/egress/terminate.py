@@ -26,7 +26,7 @@ from fumehood.egress.limits import HEAD_S
 from fumehood.egress.names import Route
 from fumehood.egress.refusals import Rejected, Why
 from fumehood.egress.task import GateTask, reset_transport
-from fumehood.model import CredentialUse, Delivery, EgressKind, Supplies
+from fumehood.reach import CredentialUse, Delivery, EgressKind, Supplies
 
 TLS_INSIDE = Why(
     "tls_inside",

@@ -13,7 +13,7 @@ import ssl
 from pathlib import Path
 
 from fumehood.faults import FumehoodError
-from fumehood.model import SuppliedFile, Supplies
+from fumehood.reach import SuppliedFile, Supplies
 from fumehood.reasons import Reason
 
 BUNDLE = "fumehood/ca.pem"

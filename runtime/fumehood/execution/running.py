@@ -9,7 +9,7 @@ import anyio
 
 from fumehood.execution.parking import Parkable
 from fumehood.execution.pipes import FRAME_SLACK_BYTES, Heard, Kept, Lines, Pipes, collect, feed
-from fumehood.execution.visiting import BROKEN, run_call, run_visit
+from fumehood.execution.visiting import BROKEN, converse_remotely, run_visit
 from fumehood.execution.work import Call, Command, Exchange, Hosting, RemoteBox, RunningBox, Visit, VisitedBox, Work
 from fumehood.faults import BoxFailed, ExchangeFailed
 from fumehood.model import Outcome, Plan, Result
@@ -31,7 +31,7 @@ async def run(box: RunningBox | VisitedBox | RemoteBox, work: Work, plan: Plan) 
     if isinstance(work, Call):
         if not isinstance(box, RemoteBox):
             raise BoxFailed(Reason.BAD_REQUEST, "only a remote server is called without being started")
-        return await run_call(box, work, plan)
+        return await converse_remotely(box, work, plan)
     if isinstance(box, RemoteBox):
         raise BoxFailed(Reason.BAD_REQUEST, "nothing can be started at a remote server")
     if isinstance(work, Visit):

@@ -26,7 +26,7 @@ async def run_visit(box: VisitedBox, work: Visit, plan: Plan) -> Outcome:
     return await _converse(box, nullcontext(box.streams), work.converse, plan)
 
 
-async def run_call(box: RemoteBox, work: Call, plan: Plan) -> Outcome:
+async def converse_remotely(box: RemoteBox, work: Call, plan: Plan) -> Outcome:
     """Converse with a remote server, for at most the call's `wall` and `idle`."""
     outcome = await _converse(box, work.speak(box.origin), work.converse, plan)
     if outcome.reason in BROKEN and outcome.remedy is None:

@@ -31,9 +31,10 @@ from fumehood.gateway_config import (
     exposed,
 )
 from fumehood.image.store import ImageStore
-from fumehood.model import CredentialUse, Deny, EgressKind, EgressRule, Profile, Sender, ToolCall
+from fumehood.model import Deny, Profile, Sender, ToolCall
 from fumehood.profile.files import is_path, search_folders, shipped_folder
 from fumehood.profile.loader import load
+from fumehood.reach import CredentialUse, EgressKind, EgressRule
 from fumehood.reasons import Reason
 from fumehood.safe_files import inside, read_trusted
 from fumehood.state import StateFolder

@@ -23,15 +23,7 @@ def shown(value: Profile) -> dict[str, Any]:
         "image": value.image,
         "command": list(value.command),
         "scope": value.scope.value,
-        **{kind: {"allow": _names(getattr(value, kind))} for kind in ("tools", "resources", "prompts")},
-        "completion": value.completion,
-        "ask": {
-            "elicitation": value.ask.elicitation,
-            "sampling": value.ask.sampling,
-            "roots": value.ask.roots,
-            "most": value.ask.most,
-            "wait": duration_text(value.ask.wait_s),
-        },
+        **_asked_and_asking(value),
         **({"session": _session(value)} if value.scope is Scope.SESSION else {}),
         "results": value.results.value,
         "engine": value.engine,
@@ -174,10 +166,9 @@ def _bounds(value: Profile) -> list[str]:
     ]
 
 
-def _shown_remote(value: Profile) -> dict[str, Any]:
-    limits = value.limits
+def _asked_and_asking(value: Profile) -> dict[str, Any]:
+    """What clients may ask of a server, and a server of its client: of a box's and of a remote one alike."""
     return {
-        "remote": True,
         **{kind: {"allow": _names(getattr(value, kind))} for kind in ("tools", "resources", "prompts")},
         "completion": value.completion,
         "ask": {
@@ -187,6 +178,14 @@ def _shown_remote(value: Profile) -> dict[str, Any]:
             "most": value.ask.most,
             "wait": duration_text(value.ask.wait_s),
         },
+    }
+
+
+def _shown_remote(value: Profile) -> dict[str, Any]:
+    limits = value.limits
+    return {
+        "remote": True,
+        **_asked_and_asking(value),
         "results": value.results.value,
         "limits": {
             "wall": duration_text(limits.wall_s),

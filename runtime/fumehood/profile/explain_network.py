@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fumehood.model import CredentialUse, Delivery, EgressKind, EgressRule, Profile, Scheme
+from fumehood.model import Profile
 from fumehood.profile.units import size_text
+from fumehood.reach import CredentialUse, Delivery, EgressKind, EgressRule, Scheme
 
 SNI_ONLY = "SNI only: fronting behind a shared CDN is possible"
 _USUAL = {EgressKind.HTTP: 443, EgressKind.TLS: 443, EgressKind.POSTGRES: 5432}

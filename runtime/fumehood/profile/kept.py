@@ -28,18 +28,11 @@ from fumehood.model import (
     ArgumentTest,
     Ask,
     CommitMode,
-    CredentialUse,
-    Delivery,
-    EgressKind,
-    EgressRule,
     Filesystem,
     Limits,
-    Network,
-    NetworkLimits,
     Oversize,
     Profile,
     ReadOnlyMount,
-    Scheme,
     Scope,
     SeccompPolicy,
     SeccompRule,
@@ -48,6 +41,15 @@ from fumehood.model import (
     WorkspaceMode,
 )
 from fumehood.profile.files import Files, Lookup, is_path
+from fumehood.reach import (
+    CredentialUse,
+    Delivery,
+    EgressKind,
+    EgressRule,
+    Network,
+    NetworkLimits,
+    Scheme,
+)
 from fumehood.safe_files import read_trusted
 
 ENTRY_BYTES = 2**20
@@ -71,7 +73,7 @@ def code_digest(sources: Iterable[Path]) -> str:
 
 
 # Taken when this module is imported, before those that parse: an upgrade meanwhile must not sign the old code's work.
-_CODE = code_digest((*_HERE.glob("*.py"), _HERE.parent / "model.py"))
+_CODE = code_digest((*_HERE.glob("*.py"), _HERE.parent / "model.py", _HERE.parent / "reach.py"))
 
 
 def recall(kept: Path, asked: str, folders: Sequence[Path], uid: int) -> Profile | None:

@@ -6,11 +6,12 @@ import ipaddress
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fumehood.model import CredentialUse, Delivery, EgressKind, EgressRule, Profile
+from fumehood.model import Profile
 from fumehood.profile.network import covers
 from fumehood.profile.problems import nearest
 from fumehood.profile.source import Path
 from fumehood.profile.units import size_text
+from fumehood.reach import CredentialUse, Delivery, EgressKind, EgressRule
 
 Finding = tuple[Path, str]
 

@@ -9,9 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from fumehood.model import CredentialUse, Delivery, EgressKind, EgressRule, Network, NetworkLimits, Scheme
 from fumehood.profile.network_documents import MAX_PAIRS, CredentialDocument, EgressDocument, NetworkDocument, target_of
 from fumehood.profile.source import Path
+from fumehood.reach import (
+    CredentialUse,
+    Delivery,
+    EgressKind,
+    EgressRule,
+    Network,
+    NetworkLimits,
+    Scheme,
+)
 
 if TYPE_CHECKING:
     from fumehood.profile.documents import ProfileDocument

@@ -10,8 +10,9 @@ import anyio
 
 from fumehood.faults import BoxFailed
 from fumehood.lifecycle import Event
-from fumehood.model import Binding, Plan, Supplies, Usage
+from fumehood.model import Binding, Plan, Usage
 from fumehood.ports import Ports
+from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import ServerStreams, Visitor, WayOut
 from fumehood.sandbox.log import Log

@@ -11,8 +11,17 @@ import anyio
 
 from fumehood.faults import BoxFailed
 from fumehood.lifecycle import Event
-from fumehood.model import Binding, CommitMode, Outcome, Plan, Result, Supplies, Usage, WorkspaceMode
+from fumehood.model import (
+    Binding,
+    CommitMode,
+    Outcome,
+    Plan,
+    Result,
+    Usage,
+    WorkspaceMode,
+)
 from fumehood.ports import Exited, Made, Ports, Settled
+from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import WayOut
 from fumehood.sandbox.borrowing import Borrowed, borrowed

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from fumehood.faults import BoxFailed
 from fumehood.lifecycle import Event
-from fumehood.model import REMOTE, Binding, Plan, Supplies, Usage
+from fumehood.model import REMOTE, Binding, Plan, Usage
 from fumehood.ports import Origin
+from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import WayOut
 from fumehood.sandbox.log import Log

@@ -17,21 +17,18 @@ from fumehood.credentials.leasing import lease
 from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.lifecycle import State
 from fumehood.model import (
-    CredentialUse,
     Decision,
-    Delivery,
     Grant,
     Image,
     Kind,
     Plan,
     Scope,
-    Secret,
-    SecretForm,
     ToolCall,
     Verdict,
     Verified,
 )
 from fumehood.ports import Issued, LeaseRequest, Outward, Ports, Revoked
+from fumehood.reach import CredentialUse, Delivery, Secret, SecretForm
 from fumehood.reasons import Reason
 
 pytestmark = pytest.mark.anyio

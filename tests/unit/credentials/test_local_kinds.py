@@ -16,8 +16,8 @@ from fakes_http import sts_server
 from fumehood.credentials.kinds import find
 from fumehood.credentials.supplying import supplies_of
 from fumehood.faults import FumehoodError
-from fumehood.model import CredentialUse, Delivery, Secret, SecretForm
 from fumehood.ports import LeaseRequest
+from fumehood.reach import CredentialUse, Delivery, Secret, SecretForm
 from fumehood.reasons import Reason
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ import pytest
 
 from fumehood.credentials.kinds import find
 from fumehood.faults import FumehoodError
-from fumehood.model import SecretForm
 from fumehood.ports import CredentialProvider, Issued, LeaseRequest
+from fumehood.reach import SecretForm
 from fumehood.reasons import Reason
 from postgres_server import PostgresServer, postgres_server
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fumehood.egress.dns import MOST_BYTES, NAME_NOT_LISTED, QUESTION_MALFORMED, TOO_MANY_NAMES, Answer, answer, refused
 from fumehood.egress.names import MOST_NAMES, Names
-from fumehood.model import EgressKind, EgressRule
+from fumehood.reach import EgressKind, EgressRule
 
 
 def names() -> Names:

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fumehood.egress.http_judge import MAX_HEAD_BYTES, HeadReader, Place, Refusal, Request, judge
-from fumehood.model import EgressKind, EgressRule
+from fumehood.reach import EgressKind, EgressRule
 
 ALLOW = ("GET /repos/acme/**", "POST /repos/acme/site/issues", "HEAD /repos/acme/**")
 KEY = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fumehood.egress.http_rules import Ambiguous, allows, pattern, segments_of
-from fumehood.model import EgressKind, EgressRule
 from fumehood.profile import network_documents
+from fumehood.reach import EgressKind, EgressRule
 
 
 def rule(*allow: str) -> EgressRule:

@@ -10,7 +10,7 @@ import pytest
 from fumehood.egress import inject
 from fumehood.egress.http_judge import Request
 from fumehood.egress.inject import CannotInject, Placeholders
-from fumehood.model import CredentialUse, Scheme, Secret, SecretForm
+from fumehood.reach import CredentialUse, Scheme, Secret, SecretForm
 
 USE = CredentialUse(name="github", source="s", header="Authorization", variable="GITHUB_TOKEN")
 QUERY = CredentialUse(name="maps", source="s", query="key", scheme=Scheme.RAW, variable="MAPS_KEY")

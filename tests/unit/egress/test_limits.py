@@ -11,7 +11,7 @@ from fumehood.egress import log as logging
 from fumehood.egress.limits import BYTES_IN, BYTES_OUT, MOST_CONNECTIONS, Bucket, Budget, Meter
 from fumehood.egress.log import BATCH_BYTES, MOST_BYTES, EgressLog
 from fumehood.egress.refusals import Rejected
-from fumehood.model import NetworkLimits
+from fumehood.reach import NetworkLimits
 from netbox import until
 
 TASK = "01hf7yat0000000000000000ab"

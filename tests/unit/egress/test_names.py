@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fumehood.egress.names import MOST_LISTENERS, MOST_NAMES, Names, is_name
 from fumehood.faults import Refused
-from fumehood.model import EgressKind, EgressRule
+from fumehood.reach import EgressKind, EgressRule
 from fumehood.reasons import Reason
 
 LABEL = st.from_regex(r"[a-z0-9](?:[a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fumehood.egress.names import Names
 from fumehood.egress.packets import MOST_DESTINATIONS, Attempt, Attempts, parse
-from fumehood.model import EgressKind, EgressRule
+from fumehood.reach import EgressKind, EgressRule
 
 SYN = struct.pack("!HHIIBBHHH", 40000, 8443, 0, 0, 0x50, 0x02, 0, 0, 0)
 UDP = struct.pack("!HHHH", 40000, 443, 8, 0)

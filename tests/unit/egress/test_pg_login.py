@@ -16,7 +16,7 @@ from fumehood.egress import pg_messages as pg
 from fumehood.egress.pg_login import Login, Unacceptable, parameters
 from fumehood.egress.pg_messages import Message, Startup
 from fumehood.egress.scram import PLAIN, PLUS, Client
-from fumehood.model import Secret, SecretForm
+from fumehood.reach import Secret, SecretForm
 
 PASSWORD = "canary-of-the-password"  # noqa: S105
 SECRET = Secret(form=SecretForm.PASSWORD, parts={"user": "leased", "password": PASSWORD})

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fumehood.egress.sigv4 import EMPTY, UNSIGNED, CannotSign, Scope, authorization, scope_of, sign
-from fumehood.model import Secret, SecretForm
+from fumehood.reach import Secret, SecretForm
 
 SUITE = Secret(form=SecretForm.AWS, parts={"key_id": "AKIDEXAMPLE", "key": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"})
 S3 = Secret(form=SecretForm.AWS, parts={"key_id": "AKIAIOSFODNN7EXAMPLE", "key": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"})

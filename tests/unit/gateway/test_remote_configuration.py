@@ -16,7 +16,8 @@ from fumehood.faults import FumehoodError
 from fumehood.gateway.reading import remote_profile
 from fumehood.gateway.served import Served, ServedSet, parts_of, set_of
 from fumehood.gateway_config import UpstreamConfig
-from fumehood.model import CredentialUse, Deny, EgressKind, EgressRule
+from fumehood.model import Deny
+from fumehood.reach import CredentialUse, EgressKind, EgressRule
 from fumehood.reasons import Reason
 
 URL = "https://far.example:8443/mcp?toolset=a"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fumehood import launch, model
+from fumehood import launch, model, reach
 from fumehood.faults import FumehoodError, Refused
 from fumehood.profile import kept, loader, resolve
 from fumehood.profile.files import Files, names_in, shipped_folder
@@ -384,18 +384,18 @@ _RULE = st.builds(
     model.SeccompRule, names=_TEXTS, action=_TEXT, errno=_COUNT, tests=st.lists(_TEST, max_size=2).map(tuple)
 )
 _EGRESS = st.builds(
-    model.EgressRule,
-    kind=st.sampled_from(model.EgressKind), name=_TEXT, ports=st.lists(st.integers(1, 65535), max_size=3).map(tuple),
+    reach.EgressRule,
+    kind=st.sampled_from(reach.EgressKind), name=_TEXT, ports=st.lists(st.integers(1, 65535), max_size=3).map(tuple),
     addresses=_TEXTS, allow=st.none() | _TEXTS, credential=st.none() | _TEXT, insecure=st.booleans(),
 )
 _NETWORK_LIMITS = st.builds(
-    model.NetworkLimits,
+    reach.NetworkLimits,
     connections=_COUNT, bytes_out=_COUNT, bytes_in=_COUNT, bytes_per_second=st.none() | _COUNT, dns_per_second=_COUNT,
 )
 _USE = st.builds(
-    model.CredentialUse,
-    name=_TEXT, source=_TEXT, deliver=st.sampled_from(model.Delivery), header=st.none() | _TEXT, query=st.none() | _TEXT,
-    scheme=st.sampled_from(model.Scheme), username=st.none() | _TEXT, variable=st.none() | _TEXT, file=st.none() | _TEXT,
+    reach.CredentialUse,
+    name=_TEXT, source=_TEXT, deliver=st.sampled_from(reach.Delivery), header=st.none() | _TEXT, query=st.none() | _TEXT,
+    scheme=st.sampled_from(reach.Scheme), username=st.none() | _TEXT, variable=st.none() | _TEXT, file=st.none() | _TEXT,
     scope=st.dictionaries(_TEXT, st.none() | _TEXT | st.lists(_TEXT, max_size=2) | st.integers(), max_size=2),
 )
 _PROFILE = st.builds(
@@ -418,7 +418,7 @@ _PROFILE = st.builds(
     ),
     environment=st.lists(st.tuples(_TEXT, _TEXT), max_size=2).map(tuple),
     user_namespace=st.sampled_from(model.UserNamespace), accept_risk=_TEXTS,
-    network=st.builds(model.Network, rules=st.lists(_EGRESS, max_size=2).map(tuple), limits=_NETWORK_LIMITS),
+    network=st.builds(reach.Network, rules=st.lists(_EGRESS, max_size=2).map(tuple), limits=_NETWORK_LIMITS),
     credentials=st.lists(_USE, max_size=2).map(tuple), upstream=st.none() | _TEXT,
 )  # fmt: skip
 

@@ -4,9 +4,17 @@ from typing import Any
 
 import pytest
 
-from fumehood.model import CredentialUse, Delivery, EgressKind, EgressRule, Network, NetworkLimits, Scheme
 from fumehood.profile.explain import sentences, shown
 from fumehood.profile.lint import findings
+from fumehood.reach import (
+    CredentialUse,
+    Delivery,
+    EgressKind,
+    EgressRule,
+    Network,
+    NetworkLimits,
+    Scheme,
+)
 
 EXAMPLE = """
 image: a

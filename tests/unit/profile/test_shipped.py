@@ -10,10 +10,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from fumehood.broker.filters import check_floor
-from fumehood.model import EgressKind, WorkspaceMode
+from fumehood.model import WorkspaceMode
 from fumehood.profile import loader
 from fumehood.profile.explain import sentences, shown
 from fumehood.profile.lint import findings
+from fumehood.reach import EgressKind
 
 SHIPPED = loader.shipped_folder()
 NAMES = sorted(path.stem for path in SHIPPED.glob("*.yaml"))

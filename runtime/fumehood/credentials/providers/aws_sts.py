@@ -19,8 +19,8 @@ from fumehood.credentials.asking_http import checked_url
 from fumehood.credentials.kinds import extra_missing
 from fumehood.credentials.options import Options, Text, Texts, parsed, required
 from fumehood.faults import FumehoodError
-from fumehood.model import Secret, SecretForm
 from fumehood.ports import Issued, LeaseRequest, Revoked
+from fumehood.reach import Secret, SecretForm
 from fumehood.reasons import Reason
 
 LEAST_S = 900.0

@@ -19,8 +19,8 @@ from pydantic import Field
 from fumehood.credentials.asking_http import Answered, Http, checked_url, refused, text_of
 from fumehood.credentials.options import Options, Text, Texts, parsed, required
 from fumehood.faults import FumehoodError
-from fumehood.model import Secret, SecretForm
 from fumehood.ports import Issued, LeaseRequest, Revoked
+from fumehood.reach import Secret, SecretForm
 from fumehood.reasons import Reason
 
 HOUR_S = 3600.0

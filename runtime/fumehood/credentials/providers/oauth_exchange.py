@@ -16,8 +16,8 @@ from pydantic import Field
 from fumehood.credentials.asking_http import Http, checked_url, refused, text_of
 from fumehood.credentials.options import Options, Text, Texts, maximum_of, parsed, required
 from fumehood.faults import FumehoodError
-from fumehood.model import Secret, SecretForm
 from fumehood.ports import Issued, LeaseRequest, Revoked
+from fumehood.reach import Secret, SecretForm
 from fumehood.reasons import Reason
 
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"

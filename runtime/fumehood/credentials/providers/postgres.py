@@ -27,8 +27,8 @@ from pydantic import Field
 from fumehood.credentials.kinds import extra_missing
 from fumehood.credentials.options import Options, Text, Texts, maximum_of, parsed
 from fumehood.faults import FumehoodError
-from fumehood.model import Secret, SecretForm
 from fumehood.ports import Issued, LeaseRequest, Revoked
+from fumehood.reach import Secret, SecretForm
 from fumehood.reasons import Reason
 
 if TYPE_CHECKING:

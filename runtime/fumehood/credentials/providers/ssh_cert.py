@@ -15,8 +15,8 @@ from pydantic import Field
 
 from fumehood.credentials.options import Options, Text, Texts, maximum_of, parsed, required
 from fumehood.faults import FumehoodError
-from fumehood.model import Secret, SecretForm
 from fumehood.ports import Issued, LeaseRequest, Revoked
+from fumehood.reach import Secret, SecretForm
 from fumehood.reasons import Reason
 
 MOST_S = 3600.0

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fumehood.credentials.options import Options, parsed, required
-from fumehood.model import Secret, SecretForm
 from fumehood.ports import Issued, LeaseRequest, Revoked
+from fumehood.reach import Secret, SecretForm
 
 # What the parts of a secret are called in fumehood.yaml and, after it, in `Secret.parts`; the last one of AWS may be missing.
 _PARTS: dict[str, dict[str, str]] = {

@@ -23,8 +23,8 @@ from pydantic import Field
 from fumehood.credentials.asking_http import Answered, Http, checked_url, refused
 from fumehood.credentials.options import Options, Text, Texts, parsed, required
 from fumehood.faults import FumehoodError
-from fumehood.model import Secret, SecretForm
 from fumehood.ports import Issued, LeaseRequest, Revoked
+from fumehood.reach import Secret, SecretForm
 from fumehood.reasons import Reason
 
 _PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*", re.ASCII)
