@@ -248,12 +248,28 @@ class Sender:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a front door verified of a request that shows its own origin: a signature over this very request, by a known key.
+
+    `method` names the kind of proof, `key` is the RFC 7638 thumbprint of its key, `nonce` what the ledger takes only once, and
+    `until_s` (epoch) when the request itself expires, after which its nonce need not be remembered.
+    """
+
+    method: str
+    key: str
+    nonce: str
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
     """A request, before anything about it is believed.
 
     `task` is the id made by `new_task_id`; `workspace_fd` a directory opened by the caller's own uid (rule 7).
     `tool` is the name of what is called: a tool's or a prompt's name, a resource's URI; None for an ad-hoc command of
-    the operator. `session` is the task of the session whose box it runs in, if any.
+    the operator. `session` is the task of the session whose box it runs in, if any. `request_digest` is that of the request as it
+    arrived, without its envelope; `pin` that of the definition which the tool was called by; `idempotency_key` the client's own name
+    for the request, which it repeats when it does not know whether the first one arrived.
     """
 
     task: str
@@ -266,6 +282,10 @@ class ToolCall:
     front_door: str = "run"
     kind: Kind = Kind.COMMAND
     session: str | None = None
+    request_digest: str | None = None
+    pin: str | None = None
+    proof: Proof | None = None
+    idempotency_key: str | None = None
 
     @property
     def named(self) -> str | None:

@@ -149,6 +149,7 @@ class LedgerClient:
 
 def opening(call: ToolCall) -> dict[str, Any]:
     """What a record begins with. Arguments stay out of it, but for the name of an operator's ad-hoc command."""
+    proof = call.proof
     return {
         "task": call.task,
         "tenant": text(call.sender.tenant, NAME_CHARS),
@@ -161,7 +162,13 @@ def opening(call: ToolCall) -> dict[str, Any]:
         "profile": text(call.profile.name, NAME_CHARS),
         "profile_digest": call.profile.digest,
         "image": text(call.profile.image, TEXT_CHARS),
-    }
+        "request_digest": call.request_digest,
+        "pin": call.pin,
+        "proof": None if proof is None else {
+            "method": proof.method, "key": proof.key, "nonce": proof.nonce, "until": proof.until_s,
+        },
+        "idempotency_key": call.idempotency_key,
+    }  # fmt: skip
 
 
 def closing(outcome: Outcome) -> dict[str, Any]:

@@ -143,6 +143,7 @@ _NAME = _text(256)
 _ID = _task(TASK_CHARS)
 _FACTS = _json(dict, FACTS_BYTES)
 _ENTRY = _fields({"at": _number, "kind": _text(16), "facts": _json(dict, ENTRY_BYTES)})
+_PROOF = _fields({"method": _NAME, "key": _NAME, "nonce": _NAME, "until": _number})
 _REVOKED = _fields({"gone": _flag, "asked": _text(TEXT_CHARS), "answer": _text(TEXT_CHARS)})
 _USAGE = {
     **dict.fromkeys(("cpu_user_s", "cpu_system_s", "cpu_throttled_s"), _maybe(_number)),
@@ -163,6 +164,10 @@ SHAPES: dict[str, dict[str, Check]] = {
         "profile": _NAME,
         "profile_digest": _NAME,
         "image": _text(TEXT_CHARS),
+        "request_digest": _maybe(_NAME),
+        "pin": _maybe(_NAME),
+        "proof": _maybe(_PROOF),
+        "idempotency_key": _maybe(_NAME),
     },
     "event": {"task": _ID, "state": _step, "at": _number, "facts": _FACTS},
     "close": {

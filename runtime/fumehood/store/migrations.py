@@ -77,6 +77,16 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         ) STRICT, WITHOUT ROWID
         """,
     ),
+    4: (
+        "ALTER TABLE records ADD COLUMN request_digest TEXT",
+        "ALTER TABLE records ADD COLUMN pin TEXT",
+        "ALTER TABLE records ADD COLUMN proof TEXT",
+        "ALTER TABLE records ADD COLUMN idempotency_key TEXT",
+    ),
+    5: (),
+    6: (),
+    7: (),
+    8: (),
 }
 
 VERSION = max(MIGRATIONS)

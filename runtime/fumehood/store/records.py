@@ -82,7 +82,7 @@ def _close(*columns: str) -> str:
 
 _OPEN = _insert(
     *("task", "tenant", "sender", "sender_uid", "runtime_id", "boot_id", "front_door", "tool", "session", "command"),
-    *("profile", "profile_digest", "image", "state", "detail", "opened_at"),
+    *("profile", "profile_digest", "image", "request_digest", "pin", "proof", "idempotency_key", "state", "detail", "opened_at"),
 )
 _MOVE = {state: sql for state in State if (sql := _move(state)) is not None}
 _CLOSE = _close(
@@ -106,7 +106,7 @@ _APPEND = """
 def open_record(conn: Transaction, given: Mapping[str, Any], *, runtime_id: str, boot_id: str, at_s: float) -> bool:
     """Write a call's record. False when the task already has one."""
     row = {**given, "runtime_id": runtime_id, "boot_id": boot_id, "state": State.OPEN.value, "opened_at": at_s}
-    if not _changed(conn, _OPEN, {"detail": "", **row}):
+    if not _changed(conn, _OPEN, {"detail": "", **row, "proof": _json(given["proof"])}):
         return False
     return _append(conn, given["task"], Step(State.OPEN, at_s, {}))
 

@@ -81,6 +81,11 @@ RECORDS = Table(
     Column("teardown", JSON(none_as_null=True)),
     # The task of the session whose box the call ran in.
     Column("session", String),
+    # What was called, by digest, and how its sender showed that it is theirs.
+    Column("request_digest", String),
+    Column("pin", String),
+    Column("proof", JSON(none_as_null=True)),
+    Column("idempotency_key", String),
 )
 
 EVENTS = Table(
