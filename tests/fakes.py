@@ -33,6 +33,7 @@ from fumehood.model import (
 from fumehood.ports import EgressEntry, Exited, Kept, Ledger, Listen, Made, OpenLease, Ports, Revoked, Settled, Sockets
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
+from fumehood.residence import Surveyed
 
 _numbers = itertools.count(1)
 
@@ -193,8 +194,9 @@ class NoBroker:
         raise _no_box(task, binding, supplies)
 
     async def start(
-        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]
+        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int], *, check_fence: bool
     ) -> Mapping[str, Any]:
+        del check_fence
         raise _no_box(task, argv, env, stdio)
 
     async def wait(self, task: str) -> Exited:
@@ -207,6 +209,9 @@ class NoBroker:
         raise _no_box(task, seconds)
 
     async def thaw(self, task: str) -> None:
+        raise _no_box(task)
+
+    async def survey(self, task: str) -> Surveyed:
         raise _no_box(task)
 
     async def put(self, task: str, source: int, path: str) -> None:

@@ -13,6 +13,7 @@ from fumehood.model import Binding, FileChange, Frame, Usage
 from fumehood.ports import Exited, Listen, Made, Settled, Sockets
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
+from fumehood.residence import Surveyed
 from fumehood.wire import TooLongError, WireError, close_all
 
 
@@ -51,10 +52,11 @@ class BrokerClient:
         return facts
 
     async def start(
-        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]
+        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int], *, check_fence: bool
     ) -> Mapping[str, Any]:
         """Read back, then start the tool."""
-        found: Mapping[str, Any] = await self._ask("start", {"task": task, "argv": list(argv), "env": dict(env)}, stdio)
+        command = {"argv": list(argv), "env": dict(env), "check_fence": check_fence}
+        found: Mapping[str, Any] = await self._ask("start", {"task": task, **command}, stdio)
         return found
 
     async def wait(self, task: str) -> Exited:
@@ -76,6 +78,11 @@ class BrokerClient:
     async def thaw(self, task: str) -> None:
         """Let them go on."""
         await self._ask("thaw", {"task": task})
+
+    async def survey(self, task: str) -> Surveyed:
+        """What else is in a box that stands still."""
+        fields = await self._ask("survey", {"task": task})
+        return Surveyed(processes=fields["processes"], listeners=tuple(fields["listeners"]))
 
     async def put(self, task: str, source: int, path: str) -> None:
         """Copy a file into the workspace."""

@@ -51,11 +51,13 @@ class Scope(StrEnum):
 class Kind(StrEnum):
     """What a call asks of a server, as MCP names it.
 
-    `COMMAND` is an operator's own command, or a conversation of ours; `SESSION` keeps a server for other calls.
+    `COMMAND` is an operator's own command, or a conversation of ours; `SESSION` keeps a server for other calls, `STANDBY` has one
+    started for a single call that is still to come.
     """
 
     COMMAND = "command"
     SESSION = "session"
+    STANDBY = "standby"
     TOOL = "tool"
     PROMPT = "prompt"
     RESOURCE = "resource"
@@ -124,6 +126,18 @@ class SessionLife:
 
     idle_s: float = 300.0
     lifetime_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """How many servers stand by, started and frozen, each for one call.
+
+    None are kept after `idle_s` without a call, and none that has waited for `age_s`.
+    """
+
+    started: int = 0
+    idle_s: float = 600.0
+    age_s: float = 1800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +229,7 @@ class Profile:
     completion: bool = False
     ask: Ask = field(default_factory=Ask)
     session: SessionLife = field(default_factory=SessionLife)
+    pool: Pool = field(default_factory=Pool)
     results: Oversize = Oversize.REFUSE
     engine: str | None = None
     runtime: str | None = None
@@ -267,7 +282,8 @@ class ToolCall:
 
     `task` is the id made by `new_task_id`; `workspace_fd` a directory opened by the caller's own uid (rule 7).
     `tool` is the name of what is called: a tool's or a prompt's name, a resource's URI; None for an ad-hoc command of
-    the operator. `session` is the task of the session whose box it runs in, if any. `request_digest` is that of the request as it
+    the operator. `session` is the task of the session whose box it runs in, if any, and `standby` that of a server which was started
+    for it. `request_digest` is that of the request as it
     arrived, without its envelope; `pin` that of the definition which the tool was called by; `idempotency_key` the client's own name
     for the request, which it repeats when it does not know whether the first one arrived.
     """
@@ -282,10 +298,21 @@ class ToolCall:
     front_door: str = "run"
     kind: Kind = Kind.COMMAND
     session: str | None = None
+    standby: str | None = None
     request_digest: str | None = None
     pin: str | None = None
     proof: Proof | None = None
     idempotency_key: str | None = None
+
+    @property
+    def host(self) -> str | None:
+        """The task whose box it runs in, if it has none of its own."""
+        return self.session or self.standby
+
+    @property
+    def is_hosting(self) -> bool:
+        """Whether it only starts a server, for calls of their own records."""
+        return self.kind in (Kind.SESSION, Kind.STANDBY)
 
     @property
     def named(self) -> str | None:

@@ -19,7 +19,7 @@ from fumehood.model import (
 )
 from fumehood.reach import Secret, Supplies
 from fumehood.reasons import Reason
-from fumehood.residence import Residences
+from fumehood.residence import Residences, Surveyed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +94,9 @@ class Broker(Protocol):
         ...
 
     async def start(
-        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]
+        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int], *, check_fence: bool
     ) -> Mapping[str, Any]:
-        """Read back what the kernel applied, then start the tool; returns the read-back."""
+        """Read back what the kernel applied, and with `check_fence` what the tool reaches; then start it. Returns the read-back."""
         ...
 
     async def wait(self, task: str) -> Exited:
@@ -113,6 +113,10 @@ class Broker(Protocol):
 
     async def thaw(self, task: str) -> None:
         """Let the box go on. `wall` stood still meanwhile."""
+        ...
+
+    async def survey(self, task: str) -> Surveyed:
+        """What is in a box that stands still beside its tool's first process."""
         ...
 
     async def put(self, task: str, source: int, path: str) -> None:

@@ -93,6 +93,7 @@ class Reason(StrEnum):
     UPSTREAM_FAILED = "upstream_failed", "the remote server failed", "Try again later; its operator knows more."
     UPSTREAM_LIMIT = "upstream_limit", "the call used up what its profile allows of the network", "Ask for less, or raise `network.limits`."
     INPUT_REQUIRED = "input_required", "the MCP server asks something in mid-call that it may not, or that nobody can answer", "Allow it with `ask` in the profile, or give all it needs in the arguments."
+    NOT_QUIET = "not_quiet", "a server that stands by does more than wait", "Leave `pool` out of the profile: it is started for each call then."
     RESULT_TOO_LARGE = "result_too_large", "the result is over `limits.result`", "Ask for less, or raise `limits.result`."
     RESULT_NOT_KEPT = "result_not_kept", "the result could not be kept", "Make room with `fumehood tasks prune`, or ask for less."
     RESULT_INVALID = "result_invalid", "what the function returned does not fit its return type", "Correct the function, or its annotation."

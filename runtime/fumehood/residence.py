@@ -1,20 +1,21 @@
-"""A box that outlives one call: the server of a session, frozen between the calls that visit it (rule 10).
+"""A box that is another task's than the call's: of a session (rule 10), or of a server that stood by for one call (rule 27).
 
-The session is a task of its own whose work is to host; every call in it is a task too, with its own record and its own
-admission, that borrows the box for its length. Invariants: one visitor at a time; a visitor has the sender, the
-profile and the workspace of the session, or is refused; the box stands still whenever nobody visits; when the session
-ends, a visitor inside ends with it, and no other gets in.
+The host is a task of its own whose work is to host; every call in it is a task too, with its own record and its own
+admission, that borrows the box for its length. Invariants: one visitor at a time; a session's has the sender, the profile and the
+workspace of the session, and a standby's is the first and last, or is refused; the box stands still whenever nobody visits; when the
+host ends, a visitor inside ends with it, and no other gets in.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import anyio
 
-from fumehood.faults import BoxFailed, Refused
+from fumehood.faults import BoxFailed, ExchangeFailed, Refused
 from fumehood.memory import Memory
 from fumehood.model import Deny, Plan, ToolCall, Usage
 from fumehood.reasons import Reason
@@ -39,6 +40,23 @@ class ServerStreams(Protocol):
         ...
 
 
+class HostedStreams(ServerStreams, Protocol):
+    """A server's streams as who hosts it has them."""
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the server has written what nobody has read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surveyed:
+    """A box that stands still: its processes beside init, and the sockets that listen in it and are not its gate's."""
+
+    processes: int
+    listeners: tuple[str, ...]
+
+
 class WayOut(Protocol):
     """A call's gate and its leases, as whoever parks the call's box needs them."""
 
@@ -57,9 +75,14 @@ class HeldBox(Protocol):
     container: str
     engine: str
     way_out: WayOut | None
+    readback: Mapping[str, Any]
 
     async def freeze(self, seconds: float) -> Usage:
         """Stop everything in it; what was used since it went on."""
+        ...
+
+    async def survey(self) -> Surveyed:
+        """What is in it, while it stands still."""
         ...
 
     async def thaw(self) -> None:
@@ -74,23 +97,23 @@ class HeldBox(Protocol):
 class Residence:
     """One session's box, from its server's first answer to its end."""
 
-    def __init__(self, session: str) -> None:
-        """Be the residence of the session with this task id; nobody can visit before `open`."""
-        self.session = session
+    def __init__(self, task: str) -> None:
+        """Be the residence of the host with this task id; nobody can visit before it is `opened`."""
+        self.task = task
         self.visits = 0
         self._turn = anyio.Lock()
         self._opened = anyio.Event()
         self._over = anyio.Event()
-        self._host: tuple[Plan, HeldBox, ServerStreams] | None = None
+        self._host: tuple[Plan, HeldBox, HostedStreams] | None = None
         self._touched = anyio.Event()
 
     @property
     def is_over(self) -> bool:
-        """Whether the session has ended, or is about to."""
+        """Whether the host has ended, or is about to."""
         return self._over.is_set()
 
     def end(self) -> None:
-        """End the session. Idempotent."""
+        """End the host. Idempotent."""
         self._over.set()
         self._touched.set()
         self._opened.set()
@@ -99,7 +122,7 @@ class Residence:
         """Return when the server answers, or will not any more."""
         await self._opened.wait()
 
-    async def host(self, plan: Plan, box: HeldBox, streams: ServerStreams) -> None:
+    async def host(self, plan: Plan, box: HeldBox, streams: HostedStreams) -> None:
         """Keep the box until the session is ended, idle for too long, or as old as it may become."""
         life = plan.call.profile.session
         self._host = (plan, box, streams)
@@ -130,17 +153,82 @@ class Residence:
             if self.is_over or self._host is None:
                 raise _refused(Reason.SESSION_ENDED, "")
             theirs, box, streams = self._host
-            if not _same(theirs.call, plan.call) or _pool_key(theirs) != _pool_key(plan):
-                raise _refused(Reason.SESSION_ENDED, "it is not a session of this sender and profile")
+            if _pool_key(theirs) != _pool_key(plan) or not self._fits(theirs.call, plan.call):
+                raise _refused(Reason.SESSION_ENDED, "it is not of this sender and profile")
             self.visits += 1
             yield Visitor(self, box, streams, theirs.call.profile.session.idle_s)
         finally:
             self._turn.release()
             self._touched.set()
 
+    def _fits(self, theirs: ToolCall, ours: ToolCall) -> bool:
+        """Whether a call may visit."""
+        return theirs.sender == ours.sender and _same(theirs, ours)
+
+
+class Standby(Residence):
+    """A server that was started before its call: frozen from its first answer on, and visited once."""
+
+    def __init__(self, task: str) -> None:
+        """Be that of the host with this task id; `ended` is set when its box is gone."""
+        super().__init__(task)
+        self.stood_by = False
+        self.ended = anyio.Event()
+        self._taken = anyio.Event()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a call could have it."""
+        return self.stood_by and not self._taken.is_set()
+
+    @property
+    def frame_image(self) -> str | None:
+        """The digest of the image that it runs in, once it is opened."""
+        frame = None if self._host is None else self._host[0].frame
+        return None if frame is None else frame.image
+
+    def take(self) -> None:
+        """Have it for a call. From here on it does not grow too old; whoever takes it ends it."""
+        self._taken.set()
+
+    def end(self) -> None:
+        """End the host. Idempotent."""
+        super().end()
+        self._taken.set()
+
+    async def host(self, plan: Plan, box: HeldBox, streams: HostedStreams) -> None:
+        """Keep the box until its one call is over, or until nobody came. Raises ExchangeFailed when the server does not only wait."""
+        age_s = plan.call.profile.pool.age_s
+        self._host = (plan, box, streams)
+        try:
+            await box.freeze(age_s + BACKSTOP_S)
+            # What it does beside waiting it would do beside its call, whose box it is not yet.
+            if found := _unquiet(await box.survey(), has_unread=streams.has_unread):
+                raise ExchangeFailed(Reason.NOT_QUIET, found)
+            self.stood_by = True
+            self._opened.set()
+            with anyio.move_on_after(age_s) as waiting:
+                await self._taken.wait()
+            if not waiting.cancelled_caught:
+                await self._over.wait()
+        finally:
+            self.end()
+
+    def _fits(self, theirs: ToolCall, ours: ToolCall) -> bool:
+        return self.visits == 0 and ours.standby == self.task and _same(theirs, ours)
+
+
+def _unquiet(found: Surveyed, *, has_unread: bool) -> str:
+    """What a server did beside answering, in one line; empty when it only waits."""
+    if found.processes != 1:
+        return f"it runs as {found.processes} processes before its call"
+    if found.listeners:
+        return f"it listens before its call: {', '.join(found.listeners)[:200]}"
+    return "it wrote what nobody asked for" if has_unread else ""
+
 
 class Visitor:
-    """The session's box as one call has it."""
+    """The host's box as one call has it."""
 
     def __init__(self, residence: Residence, box: HeldBox, streams: ServerStreams, idle_s: float) -> None:
         self._residence = residence
@@ -161,8 +249,13 @@ class Visitor:
 
     @property
     def way_out(self) -> WayOut | None:
-        """The gate of the session's box."""
+        """The gate of the host's box."""
         return self._box.way_out
+
+    @property
+    def readback(self) -> Mapping[str, Any]:
+        """What the kernel applied to the box, read before its tool's first instruction."""
+        return self._box.readback
 
     async def freeze(self, seconds: float | None = None) -> Usage:
         """Stop the box, until the next call or for the length of a question; what was used since it went on."""
@@ -177,13 +270,13 @@ class Visitor:
         await self._box.thaw()
 
     async def kill(self, reason: Reason) -> None:
-        """End the box, and the session with it: whoever hosts it sees it end."""
+        """End the box, and its host with it: whoever hosts it sees it end."""
         self._residence.end()
         await self._box.kill(reason)
 
 
 class Residences:
-    """The sessions of one runtime, by their task ids."""
+    """What calls can visit in one runtime, by the hosts' task ids."""
 
     def __init__(self) -> None:
         """Know none."""
@@ -191,26 +284,22 @@ class Residences:
 
     def add(self, residence: Residence) -> None:
         """Let calls find it."""
-        self._known[residence.session] = residence
+        self._known[residence.task] = residence
 
-    def forget(self, session: str) -> None:
+    def forget(self, task: str) -> None:
         """Let no call find it any more."""
-        self._known.pop(session, None)
+        self._known.pop(task, None)
 
     def of(self, call: ToolCall) -> Residence:
         """The residence that a call names. Raises Refused."""
-        found = self._known.get(call.session or "")
+        found = self._known.get(call.host or "")
         if found is None:
-            raise _refused(Reason.SESSION_ENDED, "there is no such session")
+            raise _refused(Reason.SESSION_ENDED, "there is none of this name")
         return found
 
 
 def _same(theirs: ToolCall, ours: ToolCall) -> bool:
-    return (theirs.sender, theirs.profile.digest, theirs.workspace_path) == (
-        ours.sender,
-        ours.profile.digest,
-        ours.workspace_path,
-    )
+    return (theirs.profile.digest, theirs.workspace_path) == (ours.profile.digest, ours.workspace_path)
 
 
 def _pool_key(plan: Plan) -> str | None:

@@ -40,6 +40,12 @@ filesystem: {workspace: ro}
 limits: {memory: 64MiB, pids: 16, wall: 120s}
 """
 _ROUNDS_TO_SETTLE = 5
+# The same real server, kept for a client's calls, and started ahead for one call each.
+_KINDS = {
+    "kept in a session": "scope: session\n",
+    "that stood by": "pool: {started: 2}\n",
+}
+_READY_S = 4.0
 # A connection may have 64 requests under way.
 _SLOW_OF_A_CONNECTION = 60
 
@@ -102,6 +108,7 @@ async def _measure(lab: Lab, files: Path, wanted: argparse.Namespace) -> list[Fi
         figures += await _many(client, wanted.soak)
     async with connected([*gateway, "--profile", "mcp-server-time"], environment) as client:
         real = await _calls(client, 1, max(5, wanted.calls // 5), "get_current_time", {"timezone": "UTC"})
+    figures += await _started(lab, _p50([each.ms for each in real]), gateway, environment, wanted.calls // 5)
     shares = _shares(lab, [*one, *eight, *real])
     for name, samples, targets in (
         ("own share, 1 client, bare server", one, (10.0, None)),
@@ -115,6 +122,23 @@ async def _measure(lab: Lab, files: Path, wanted: argparse.Namespace) -> list[Fi
             Figure(f"of the share, {stage}", _p50([shares[each.task].stages_ms.get(stage, 0) for each in samples]), "ms p50")
             for stage in ("open", "verify", "close")
         ]
+    return figures
+
+
+async def _started(lab: Lab, fresh_ms: float, gateway: Sequence[str], environment: Mapping[str, str], calls: int) -> list[Figure]:
+    """Calls of mcp-server-time whose server runs already, with rests in which another is started."""
+    figures = [Figure("a call of mcp-server-time, started for it", fresh_ms, "ms p50")]
+    for name, more in _KINDS.items():
+        profile = lab.folder / f"time-{more[:4]}.yaml"
+        profile.write_text(f"extends: mcp-server-time\n{more}")
+        samples: list[float] = []
+        async with connected([*gateway, "--profile", str(profile)], environment) as client:
+            await client.request("tools/list", {})
+            await client.call("get_current_time", timezone="UTC")
+            for _ in range(max(5, calls)):
+                await anyio.sleep(_READY_S)
+                samples.append((await client.call("get_current_time", timezone="UTC")).ms)
+        figures += _quantiles(f"a call of mcp-server-time, {name}", samples)
     return figures
 
 

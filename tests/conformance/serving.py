@@ -1,7 +1,7 @@
 """The servers under test, each on an address: directly, and behind `fumehood gateway --http`.
 
 `ours` is `tests/peers/everything`, `npm` is the reference server-everything, an image's own program behind the gateway. Behind
-the gateway a server's files are its workspace, mounted read-only. The gateway has a state folder of its own (`lab`), so these calls
+the gateway a server's files are mounted read-only, and servers stand by. The gateway has a state folder of its own (`lab`), so these calls
 are not among the operator's, and a token that is made for the run.
 """
 
@@ -39,11 +39,10 @@ class NotServedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One server: its profile, the folder that is its workspace, and its command in a box and on the host."""
+    """One server: the folder of its files, if it is not the image's, and its command in a box and on the host."""
 
     name: str
-    profile: str
-    workspace: Path | None
+    files: Path | None
     in_box: tuple[str, ...]
     eras: tuple[str, ...]
     # Scenarios that it passes for the wrong reason.
@@ -51,19 +50,19 @@ class Server:
 
     def on_host(self, port: int, peers: Path) -> tuple[list[str], dict[str, str]]:
         """Its command and environment when it serves HTTP itself."""
-        if self.workspace is not None:
-            return [sys.executable, str(self.workspace / "server.py"), "--http", str(port)], {}
+        if self.files is not None:
+            return [sys.executable, str(self.files / "server.py"), "--http", str(port)], {}
         program = peers / "node_modules" / "@modelcontextprotocol" / "server-everything" / "dist" / "index.js"
         return [str(peers / "bin" / "node"), str(program), "streamableHttp"], {"PORT": str(port)}
 
 
-OURS = Server("ours", "image: mcp-reference\nfilesystem: {workspace: ro}\n", EVERYTHING, ("python3", "/workspace/server.py"),
-              ("2026-07-28", "2025-11-25"))  # fmt: skip
+OURS = Server("ours", EVERYTHING, ("python3", "/mnt/server/server.py"), ("2026-07-28", "2025-11-25"))
 # It has neither tool, and says so in a result with a text and `isError`, which is all that these two look for.
-NPM = Server("npm", "image: mcp-reference\n", None, ("mcp-server-everything",), ("2025-11-25",),
-             frozenset({"tools-call-simple-text", "tools-call-error"}))  # fmt: skip
-# The suite calls everything that a server has. A session keeps its box, because the suite counts on what a server remembers.
+NPM = Server("npm", None, ("mcp-server-everything",), ("2025-11-25",), frozenset({"tools-call-simple-text", "tools-call-error"}))
+# The suite calls everything that a server has, and waits half a second for a first frame, in which no Python server starts.
 _ALLOWED = """\
+image: mcp-reference
+pool: {started: 4}
 tools: {allow: "*"}
 resources: {allow: "*"}
 prompts: {allow: "*"}
@@ -88,17 +87,20 @@ def through_gateway(server: Server, engine: str | None, extra: Sequence[str] = (
     """The server behind a gateway, whose token every request gets on its way. `profile` is added to the server's."""
     lab = open_lab("cf")
     try:
-        (lab.folder / "profile.yaml").write_text(server.profile + _ALLOWED + profile)
+        # Copied without what Python compiled beside it, which would be another thing to read.
+        files = lab.folder / "server"
+        if server.files is not None:
+            shutil.copytree(server.files, files, ignore=shutil.ignore_patterns("__pycache__"))
+            with (lab.folder / "fumehood.yaml").open("a") as file:
+                file.write(f"mount_roots: [{files}]\n")
+            profile += f"filesystem: {{mounts: [{{source: {files}, name: server}}]}}\n"
+        (lab.folder / "profile.yaml").write_text(_ALLOWED + profile)
         token, port = secrets.token_urlsafe(48), _free_port()
         (lab.folder / "tokens").touch(mode=0o600)
         (lab.folder / "tokens").write_text(f"suite:{hashlib.sha256(token.encode()).hexdigest()}\n")
-        # Copied without what Python compiled beside it, which would be another thing to read.
-        files = lab.folder / "workspaces" / "server"
-        if server.workspace is not None:
-            shutil.copytree(server.workspace, files, ignore=shutil.ignore_patterns("__pycache__"))
         argv = [
             str(FUMEHOOD), "gateway", "--profile", str(lab.folder / "profile.yaml"),
-            *(["--engine", engine] if engine else []), *(["--workspace", str(files)] if server.workspace else []),
+            *(["--engine", engine] if engine else []),
             "--http", f"127.0.0.1:{port}", "--token-file", str(lab.folder / "tokens"),
             # The suite comes as a browser would, with an Origin, which nobody may until the operator says so.
             "--allow-origin", f"http://127.0.0.1:{port}", *extra, "--", *server.in_box,

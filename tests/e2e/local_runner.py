@@ -37,6 +37,7 @@ from fumehood.model import (
 from fumehood.ports import Exited, Listen, Made, Ports, Settled, Sockets
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
+from fumehood.residence import Surveyed
 
 
 class OneImage:
@@ -80,8 +81,9 @@ class LocalBroker(NoBroker):
         return {}
 
     async def start(
-        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]  # noqa: ARG002 - as above
-    ) -> Mapping[str, Any]:
+        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int],  # noqa: ARG002 - as above
+        *, check_fence: bool,  # noqa: ARG002 - as above
+    ) -> Mapping[str, Any]:  # fmt: skip
         box = self.boxes[task]
         box.process = subprocess.Popen(
             argv, stdin=stdio[0], stdout=stdio[1], stderr=stdio[2], start_new_session=True
@@ -130,6 +132,12 @@ class LocalBroker(NoBroker):
         self.boxes[task].frozen_until = None
         self._signal(self.boxes[task], signal.SIGCONT)
 
+    async def survey(self, task: str) -> Surveyed:
+        process = self.boxes[task].process
+        assert process is not None
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return Surveyed(processes=sum(_group_of(pid) == process.pid for pid in pids), listeners=())
+
     async def get(self, task: str, path: str, target: int, most_bytes: int | None = None) -> None:  # noqa: ARG002 - as above
         try:
             data = (self.spine.workspace / path).read_bytes()
@@ -163,6 +171,13 @@ class LocalBroker(NoBroker):
         if box.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(box.process.pid, number)
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 @dataclass

@@ -69,8 +69,10 @@ class TellingBroker(fakes.NoBroker):
         return {}
 
     async def start(
-        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]  # noqa: ARG002 - the port's signature
+        self, task: str, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int],  # noqa: ARG002 - the port's signature
+        *, check_fence: bool,
     ) -> Mapping[str, Any]:  # fmt: skip
+        assert not check_fence
         await self.said.step("start")
         return {}
 

@@ -34,6 +34,7 @@ _FIELDS = {
     Kind.COMPLETION: "completion",
     Kind.COMMAND: "command",
     Kind.SESSION: "scope",
+    Kind.STANDBY: "pool.started",
 }
 
 
@@ -44,6 +45,8 @@ def permits(profile: Profile, kind: Kind, name: str | None) -> bool:
             return name is None
         case Kind.SESSION:
             return name is None and profile.scope is Scope.SESSION
+        case Kind.STANDBY:
+            return name is None and profile.pool.started > 0
         case Kind.COMPLETION:
             return profile.completion
         case Kind.RESOURCE:

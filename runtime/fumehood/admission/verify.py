@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fumehood.model import Deny, Scope, ToolCall, Verified, WorkspaceMode
+from fumehood.model import Deny, Kind, Scope, ToolCall, Verified, WorkspaceMode
 from fumehood.ports import Images
 from fumehood.reasons import Reason
 
@@ -20,6 +20,12 @@ def check(call: ToolCall, images: Images) -> Verified | Deny:
         return Deny(
             reason=Reason.BAD_REQUEST, rule="profile.scope", detail=f"the profile {profile.name} keeps no sessions",
             remedy="Use `scope: session`.",
+        )  # fmt: skip
+    ahead = call.standby is not None or call.kind is Kind.STANDBY
+    if ahead and (not profile.pool.started or profile.filesystem.workspace is not WorkspaceMode.NONE):
+        return Deny(
+            reason=Reason.BAD_REQUEST, rule="profile.pool", detail=f"servers of the profile {profile.name} do not stand by",
+            remedy="Use `pool: {started: N}`, without a workspace.",
         )  # fmt: skip
     needs_directory = profile.filesystem.workspace in {WorkspaceMode.RO, WorkspaceMode.DIRECT}
     if needs_directory and call.workspace_fd is None:

@@ -25,9 +25,10 @@ from fumehood.broker.devices import private_tmpfs
 from fumehood.broker.directory import check_directory
 from fumehood.broker.engines import INIT_FOLDER, Engine, Launched, Spec
 from fumehood.broker.enter import Ceiling, Move, Operation, Unmount, enter
+from fumehood.broker.fencing import judge_fence, try_fence
 from fumehood.broker.freezing import freeze, thaw
 from fumehood.broker.host import Host
-from fumehood.broker.network import Gate, close_packets, gather_gate, judge_gate, open_gate
+from fumehood.broker.network import Gate, close_packets, gather_gate, judge_gate, listening, open_gate
 from fumehood.broker.settling import settle
 from fumehood.broker.supplies import Supplied, make_supply
 from fumehood.broker.tickets import take_ticket
@@ -171,8 +172,13 @@ class Box:
                 enter(self._host.helper, launched.pidfd, moves, user_namespace=False)
             return facts
 
-    def start(self, argv: Sequence[str], env: Mapping[str, str], stdio: Sequence[int]) -> dict[str, Any]:
-        """Start the tool held, read back what the kernel applied, and let it go. Returns the read-back."""
+    def start(
+        self, argv: Sequence[str], env: Mapping[str, str], stdio: Sequence[int], *, check_fence: bool = False
+    ) -> dict[str, Any]:
+        """Start the tool held, read back what the kernel applied, and let it go. Returns the read-back.
+
+        `check_fence`: the held tool tries what it must not reach first, for a box that waits for its call.
+        """
         with self._lock:
             self._check_alive()
             launched, spec = self._up()
@@ -190,6 +196,9 @@ class Box:
                 if self._gate is not None:
                     found["gate"] = gather_gate(tool, pidfd)
                     wrong += judge_gate(self._gate, found["gate"])
+                if check_fence:
+                    found["fence"] = try_fence(tool, launched.control)
+                    wrong += judge_fence(found["fence"])
                 if wrong:
                     raise BoxFailed(Reason.READBACK_MISMATCH, "; ".join(wrong)[:1000])
                 _set_oom_score(launched.pid, -999)
@@ -278,6 +287,18 @@ class Box:
             self._frozen.alarm.cancel()
             self._frozen = None
             thaw(launched.group)
+
+    def survey(self) -> dict[str, Any]:
+        """How many processes a box that stands still has beside init, and which sockets listen that are not the gate's."""
+        launched, _ = self._up()
+        with self._pause:
+            if self._frozen is None:
+                raise BoxFailed(Reason.BAD_REQUEST, "only a box that stands still can be surveyed")
+            ours = {} if self._gate is None else self._gate.sockets
+            return {
+                "processes": len(launched.group.members()) - 1,
+                "listeners": sorted(told for inode, told in listening(launched.pidfd).items() if inode not in ours),
+            }
 
     def put(self, source: int, path: str) -> None:
         """Copy a file into the workspace, as a new file of the tool's own. Raises BoxFailed."""

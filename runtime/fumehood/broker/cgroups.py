@@ -191,6 +191,10 @@ class Group:
         found = Group.of_process(self._trees, pid).folders
         return all(found.get(name) == folder for name, folder in self.folders.items())
 
+    def members(self) -> list[int]:
+        """The processes in it, by the host's pids."""
+        return _pids(self._folder("pids"))
+
     def baseline(self) -> None:
         """Forget what making the box cost: the usage counts from here."""
         self._cpu_before = self._cpu()

@@ -87,23 +87,31 @@ def close_packets(fd: int) -> None:
     threading.Thread(target=os.close, args=(fd,), name="closing").start()
 
 
+def listening(pidfd: int) -> dict[int, str]:
+    """Every socket that listens in the network of a process, by inode; for UDP every bound one. The caller holds the pidfd."""
+    return inside_network(pidfd, _listening)
+
+
 def gather_gate(pid: int, pidfd: int) -> dict[str, Any]:
     """What is found of a gate: routes, settings and sockets in the network of a process. The caller holds the pidfd."""
 
     def look() -> dict[str, Any]:
-        sockets = {
-            inode: _told(kind, address, port)
-            for protocol, kind in ((socket.IPPROTO_TCP, socket.SOCK_STREAM), (socket.IPPROTO_UDP, socket.SOCK_DGRAM))
-            for address, port, inode in netlink.listeners(protocol)
-        }
         settings = {name: _setting(name) for name in SETTINGS}
-        return {"network": own_network(), "routes": netlink.routes(), "settings": settings, "sockets": sockets}
+        return {"network": own_network(), "routes": netlink.routes(), "settings": settings, "sockets": _listening()}
 
     found = inside_network(pidfd, look)
     for name in _OTHERS:
         inodes = others_of(Path(f"/proc/{pid}/net/{name}").read_text(encoding="ascii"))
         found["sockets"].update(dict.fromkeys(inodes, name))
     return found
+
+
+def _listening() -> dict[int, str]:
+    return {
+        inode: _told(kind, address, port)
+        for protocol, kind in ((socket.IPPROTO_TCP, socket.SOCK_STREAM), (socket.IPPROTO_UDP, socket.SOCK_DGRAM))
+        for address, port, inode in netlink.listeners(protocol)
+    }
 
 
 def judge_gate(gate: Gate, found: Mapping[str, Any]) -> list[str]:

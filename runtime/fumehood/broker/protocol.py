@@ -3,7 +3,7 @@
 One SEQPACKET datagram a message, the first byte its kind. From the broker: `F`rame, `S`tart, `G`o, `K`ill, `E`nd. From init:
 `U`p, `R`eady, `H`eld, e`X`ited, `Q`uiet, `E`xec failed, `!` a step failed. Init's reports are always nine bytes:
 kind and two signed 32-bit numbers. Nothing of the tool ever travels here. On `P`rove the held tool answers with a `T`ried a call and
-the `B`ytes of its filter (`proving.py`).
+the `B`ytes of its filter (`proving.py`), on `C`heck with what each probe of the fence was answered (`fencing.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS = {
     1: "frame too short", 2: "setrlimit", 3: "filter size", 4: "no_new_privs", 5: "seccomp", 10: "start format",
     11: "argument count", 12: "argument format", 13: "pipe", 14: "fork", 20: "dup2", 21: "close_range",
     22: "chdir /workspace", 30: "message too long", 31: "unexpected control data", 32: "unexpected descriptors",
-    33: "go before start", 34: "unknown message", 35: "prove format",
+    33: "go before start", 34: "unknown message", 35: "prove format", 36: "check before start",
 }  # fmt: skip
 
 

@@ -71,7 +71,7 @@ class Broker:
     def _verbs(self) -> Mapping[str, Callable[[str, Mapping[str, Any], list[int]], dict[str, Any]]]:
         return {
             "make": self._make, "bind": self._bind, "start": self._start, "wait": self._wait,
-            "kill": self._kill, "freeze": self._freeze, "thaw": self._thaw,
+            "kill": self._kill, "freeze": self._freeze, "thaw": self._thaw, "survey": self._survey,
             "put": self._put, "get": self._get, "settle": self._settle, "remove": self._remove,
         }  # fmt: skip
 
@@ -96,7 +96,7 @@ class Broker:
         if len(fds) != 3:
             raise requests.refuse("start takes three descriptors")
         argv, env = requests.command_of(args)
-        return self._box(task).start(argv, env, fds)
+        return self._box(task).start(argv, env, fds, check_fence=args.get("check_fence") is True)
 
     def _put(self, task: str, args: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
         self._box(task).put(requests.descriptor_of(fds), requests.inner_path_of(args))
@@ -123,6 +123,9 @@ class Broker:
     def _thaw(self, task: str, _args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
         self._box(task).thaw()
         return {}
+
+    def _survey(self, task: str, _args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
+        return self._box(task).survey()
 
     def _settle(self, task: str, args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
         action = requests.choice_of(args, "action", ("commit", "hold", "discard"))

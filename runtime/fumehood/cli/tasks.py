@@ -53,6 +53,9 @@ def tasks(
     result: Annotated[Ending | None, typer.Option(help="Only calls that ended so.")] = None,
     profile: Annotated[str | None, typer.Option(help="Only calls under this profile.")] = None,
     session: Annotated[str | None, typer.Option(help="Only calls in the box of this session.")] = None,
+    front_door: Annotated[
+        str | None, typer.Option(help="Only those that came by it: run, gateway, delegate, session, pool, catalogue.")
+    ] = None,
     since: Annotated[
         str | None, typer.Option(help="Not older than: 90s, 30m, 1h, 7d, or an ISO date and time.")
     ] = None,
@@ -69,6 +72,7 @@ def tasks(
         "result": result and result.value,
         "profile": profile,
         "session": session and session.lower(),
+        "front_door": front_door,
         "since": since and instant(since, now_s, "--since"),
         "until": until and instant(until, now_s, "--until"),
     }

@@ -21,7 +21,7 @@ import anyio
 
 from fumehood.credentials.revoking import REVOKE_DEADLINE_S, checked, said
 from fumehood.faults import FumehoodError, LedgerGone, Refused
-from fumehood.model import Deny, Kind, Plan, ToolCall, task_id
+from fumehood.model import Deny, Plan, ToolCall, task_id
 from fumehood.ports import CredentialProvider, LeaseRequest, Leases, Ports, Revoked
 from fumehood.reach import CredentialUse, Delivery, Secret, Supplies
 from fumehood.reasons import Reason
@@ -228,18 +228,18 @@ async def _bounded(ask: Callable[[], Awaitable[Answer]], rule: str) -> Answer:
 async def lease(plan: Plan, ports: Ports, log: Remarks) -> AsyncIterator[Leases]:
     """Hold the leases of a call for the body. Raises Refused, LedgerGone.
 
-    A session has none: each call in it has its own, and they cannot be put into a box that runs already.
+    A task that hosts has none: each call in it has its own, and they cannot be put into a box that runs already.
     """
     call = plan.call
     uses = call.profile.credentials
-    if call.kind is Kind.SESSION or call.session is not None:
+    if call.is_hosting or call.host is not None:
         for use in uses:
             if use.deliver is not Delivery.GATE:
-                detail = f"credentials.{use.name}: a server that is kept cannot be given a new {use.deliver.value} for each call"
-                remedy = "Say `deliver: gate`, or `scope: call`."
+                detail = f"credentials.{use.name}: a server that runs cannot be given a new {use.deliver.value} for each call"
+                remedy = "Say `deliver: gate`, or have a server started for each call."
                 rule = f"credentials.{use.name}.deliver"
                 raise Refused(Deny(reason=Reason.UNENFORCEABLE, rule=rule, detail=detail, remedy=remedy))
-    if not uses or call.kind is Kind.SESSION:
+    if not uses or call.is_hosting:
         yield NoLeases()
         return
     leases = HeldLeases(plan, ports, log)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from fumehood.faults import Refused
-from fumehood.model import Deny, Kind, Plan
+from fumehood.model import Deny, Plan
 from fumehood.ports import Leases, Outward, Ports
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
@@ -134,7 +134,7 @@ async def gate(plan: Plan, leases: Leases, box: GatedBox, ports: Ports) -> Async
 
 @asynccontextmanager
 async def _own(plan: Plan, leases: Leases, ports: Ports) -> AsyncIterator[OpenGate | StandingGate]:
-    """A gate with doors of its own: open for a call, standing for a session."""
+    """A gate with doors of its own: open for a call, standing where calls are to come."""
     from fumehood.egress.doors import Doors  # dnspython with it
     from fumehood.egress.handlers import supplies_of
     from fumehood.egress.names import Names
@@ -147,7 +147,7 @@ async def _own(plan: Plan, leases: Leases, ports: Ports) -> AsyncIterator[OpenGa
     doors = Doors(sockets, names, budget_of(ports.outward), task)
     async with _logged(task, doors.close):
         supplies = supplies_of((rule.kind for rule in rules), task, leases.supplies)
-        if plan.call.kind is Kind.SESSION:
+        if plan.call.is_hosting:
             yield StandingGate(supplies, doors, names, task)
         else:
             yield OpenGate(supplies, doors, task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -141,6 +142,11 @@ class Lines:
             self._skipping = True
             raise ExchangeFailed(Reason.RESULT_TOO_LARGE, f"one message of the server's is over {self._longest} bytes")
         return line
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the server has written what nobody has read; of what it has not flushed yet the kernel knows nothing."""
+        return bool(self._buffer) or bool(select.select([self._pipes.our_out], [], [], 0)[0])
 
     async def receive_long(self, most_bytes: int) -> bytes | Memory:
         """The next line, in sealed memory when it is over the limit. Raises ExchangeFailed."""

@@ -52,7 +52,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Hosting:
-    """A server started in the box and kept there: `greet` opens the conversation, `residence` lets calls visit."""
+    """A server started in the box and kept there: `greet` opens the conversation, `residence` lets calls visit, or the one call."""
 
     argv: tuple[str, ...]
     greet: Callable[[Streams], Awaitable[Any]]
@@ -61,7 +61,7 @@ class Hosting:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A conversation with the server of the session that the call belongs to."""
+    """A conversation with the server of the task that the call is a guest of."""
 
     converse: Callable[[Streams], Awaitable[Any]]
 

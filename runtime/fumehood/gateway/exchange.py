@@ -412,6 +412,17 @@ async def greet(streams: Streams, *, client: ClientFacts, era: Era) -> None:
         await shake_hands(Conversation(streams, client), client, era.version)
 
 
+async def awaken(streams: Streams, *, client: ClientFacts, era: Era) -> None:
+    """As `greet`, and return when a server that needs no opening has answered once, too. Raises `ExchangeFailed`."""
+    conversation = Conversation(streams, client)
+    if not era.modern:
+        await shake_hands(conversation, client, era.version)
+    elif await _probe(conversation) is None:
+        raise ExchangeFailed(Reason.SERVER_GARBAGE, "it does not speak the revision that it spoke before")
+    if conversation.stray_frames:
+        raise ExchangeFailed(Reason.NOT_QUIET, "it wrote lines that are no messages")
+
+
 async def request(
     streams: Streams,
     *,

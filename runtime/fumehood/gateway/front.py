@@ -26,6 +26,7 @@ from fumehood.gateway.exchange import Said
 from fumehood.gateway.kept import KeptResults
 from fumehood.gateway.ongoing import Calls, Ongoing, described
 from fumehood.gateway.peer import Channel, Client
+from fumehood.gateway.pool import Pool
 from fumehood.gateway.protocol import (
     INVALID_PARAMS,
     LOG_LEVEL_KEY,
@@ -45,9 +46,8 @@ from fumehood.gateway.served import Served
 from fumehood.gateway.sessions import Sessions
 from fumehood.gateway.upstream import Refuse, Run, Upstream, Wanted, failed
 from fumehood.model import Kind, Outcome, Oversize, Profile
-from fumehood.ports import Ledger, Ports
+from fumehood.ports import Ports
 from fumehood.reasons import Reason
-from fumehood.residence import Residences
 
 TASK_PATIENCE_S = 10.0
 MAX_SUBSCRIPTIONS = 256
@@ -78,15 +78,16 @@ class Gateway:
 
     def __init__(
         self, servers: Sequence[Served], run: Run, refuse: Refuse, new_task: Callable[[], str],
-        tasks: anyio.abc.TaskGroup, residences: Residences, ledger: Ledger,
+        tasks: anyio.abc.TaskGroup, ports: Ports,
     ) -> None:  # fmt: skip
         """Serve `servers`; nothing is started before the first request needs it."""
         self.events = Events()
         self._run = run
         self._refuse = refuse
         self._new_task = new_task
-        self._sessions = Sessions(tasks, run, residences)
-        self._kept = KeptResults(ledger)
+        self._ports = ports
+        self._sessions = Sessions(tasks, run, ports.residences)
+        self._kept = KeptResults(ports.ledger)
         self._tasks = tasks
         self._calls = Calls(tasks, self._kept, self._changed)
         self._levels: dict[str, str] = {}
@@ -94,14 +95,18 @@ class Gateway:
         self._routes = Routes([self._upstream(served) for served in servers])
 
     def _upstream(self, served: Served) -> Upstream:
-        upstream = Upstream(served, self._run, self._refuse, self._new_task, self._sessions, self._kept)
+        pool = Pool(served.name, served.profile, tasks=self._tasks, run=self._run, new_task=self._new_task, ports=self._ports)
+        upstream = Upstream(served, self._run, self._refuse, self._new_task, self._sessions, self._kept, pool)
         upstream.renewal = Renewal(self._tasks, upstream.renew, partial(self._relisted, upstream))
         return upstream
 
     def serve(self, servers: Sequence[Served]) -> None:
         """Serve these from now on. Calls under way end under what they began with; what did not change keeps its pins."""
-        known = {upstream.served.identity: upstream for upstream in self._routes.upstreams}
+        before = self._routes.upstreams
+        known = {upstream.served.identity: upstream for upstream in before}
         self._routes = Routes([known.get(served.identity) or self._upstream(served) for served in servers])
+        for upstream in set(before) - set(self._routes.upstreams):
+            upstream.retire()
         for kind in LIST_KINDS:
             self.events.publish(Event(kind))
 
@@ -157,8 +162,11 @@ class Gateway:
         await self._sessions.ended(connection)
 
     async def close(self) -> None:
-        """End every session, in order."""
-        await self._sessions.end_all()
+        """End every session, in order, and whatever stands by."""
+        async with anyio.create_task_group() as tasks:
+            for upstream in self._routes.upstreams:
+                tasks.start_soon(upstream.close)
+            await self._sessions.end_all()
 
     async def _list(self, client: Client, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
         found: dict[Upstream, Catalogue] = {}
@@ -167,6 +175,7 @@ class Gateway:
         async def read(upstream: Upstream) -> None:
             try:
                 found[upstream] = await upstream.catalogue(client)
+                upstream.expect_call(client, found[upstream])
             except UnreadError as error:
                 failures.append(results.error_of(error.outcome))
             except GatewayError as error:
@@ -308,7 +317,7 @@ async def open_gateway(
 ) -> AsyncIterator[Gateway]:
     """A gateway for the length of the body; its sessions are ended, and its calls cancelled, with it."""
     async with anyio.create_task_group() as tasks:
-        gateway = Gateway(servers, run, refuse, new_task, tasks, ports.residences, ports.ledger)
+        gateway = Gateway(servers, run, refuse, new_task, tasks, ports)
         try:
             yield gateway
         finally:

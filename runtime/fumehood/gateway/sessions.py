@@ -43,7 +43,7 @@ class Session:
     @property
     def task(self) -> str:
         """The task id of the session itself."""
-        return self.residence.session
+        return self.residence.task
 
 
 class Sessions:

@@ -7,6 +7,7 @@ record, whatever its method is. Knows nothing of the SDK and nothing of boxes: `
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,8 @@ from fumehood.gateway.events import ListKind
 from fumehood.gateway.exchange import ClientFacts, Relay, Said, Spill
 from fumehood.gateway.kept import KeptResults
 from fumehood.gateway.peer import Client
-from fumehood.gateway.protocol import TASKS_EXTENSION, printable
+from fumehood.gateway.pool import Order, Pool
+from fumehood.gateway.protocol import MODERN_VERSIONS, TASKS_EXTENSION, Era, printable
 from fumehood.gateway.renewal import Renewal
 from fumehood.gateway.served import Served
 from fumehood.gateway.sessions import Sessions
@@ -52,8 +54,9 @@ class Upstream:
     """One server. `run` is `run_call`; `refuse` makes the record of what the gateway itself refuses."""
 
     def __init__(
-        self, served: Served, run: Run, refuse: Refuse, new_task: Callable[[], str], sessions: Sessions, kept: KeptResults
-    ) -> None:
+        self, served: Served, run: Run, refuse: Refuse, new_task: Callable[[], str], sessions: Sessions, kept: KeptResults,
+        pool: Pool,
+    ) -> None:  # fmt: skip
         """Start nothing before the first request needs it."""
         self.served = served
         self._run = run
@@ -61,6 +64,7 @@ class Upstream:
         self._new_task = new_task
         self._sessions = sessions
         self._kept = kept
+        self._pool = pool
         self._shelf = Shelf()
         self.renewal: Renewal | None = None
 
@@ -80,6 +84,18 @@ class Upstream:
         reading = partial(self._read, client, facts.capabilities)
         return await self._shelf.get(facts.capabilities, modern=client.era.modern, reading=reading)
 
+    def expect_call(self, client: Client, pinned: Catalogue) -> None:
+        """A client has seen the lists, so a call may follow: have servers stand by."""
+        self._pool.fill(self._order(client, pinned.greeting.era))
+
+    def retire(self) -> None:
+        """It is served no more: nothing of it stands by."""
+        self._pool.retire()
+
+    async def close(self) -> None:
+        """Retire it, and return when what stood by is gone."""
+        await self._pool.close()
+
     def relisted(self, client: Client) -> None:
         """The server said in this client's call that a list of its has changed."""
         if self.renewal is not None:
@@ -87,14 +103,30 @@ class Upstream:
 
     async def renew(self, client: Client) -> frozenset[ListKind]:
         """Read its lists again, for this client's sender; which have changed."""
-        return await self._shelf.renew(partial(self._read, client))
+        changed = await self._shelf.renew(partial(self._read, client))
+        if changed:
+            self._pool.drain()  # they were started as another server than it is now
+        return changed
 
     async def _read(self, client: Client, capabilities: Mapping[str, Any], probe: bool) -> Outcome:
         profile = catalogue.reading_profile(self.profile)
         call = replace(self._call(client.sender, Kind.COMMAND, None, {}), profile=profile, front_door="catalogue")
         facts = replace(self._facts(client), capabilities=capabilities)
         converse = partial(catalogue.read, client=facts, profile=profile, probe=probe)
-        return await self._run(call, self._work(converse))
+        if not probe:
+            return await self._run(call, self._work(converse))
+        # Of 2026-07-28 one that stands by for calls will do: what a client declares is told it with each question.
+        return await self._fresh(call, self._order(client, Era(MODERN_VERSIONS[-1])), self._work(converse), Visit(converse))
+
+    async def _fresh(self, call: ToolCall, order: Order, work: Work, visit: Visit) -> Outcome:
+        """Run a call in a box that no other call has: one whose server stood by as ordered, or a new one."""
+        standby = self._pool.take(order.key)
+        if standby is None:
+            return await self._run(call, work)
+        try:
+            return await self._run(replace(call, standby=standby.task), visit)
+        finally:
+            standby.end()
 
     def call_of(self, client: Client, wanted: Wanted) -> ToolCall:
         """The call that a request becomes."""
@@ -121,7 +153,12 @@ class Upstream:
                 ask = self.profile.ask
                 schema = None if tool is None else tool.definition.get("inputSchema")
                 work = self._work(converse, schema, may_ask=ask.anything)
-                return _honest(await self._run(call, work), wanted, pinned), None
+                order = self._order(client, pinned.greeting.era)
+                try:
+                    outcome = await self._fresh(call, order, work, Visit(partial(converse, greeted=True)))
+                finally:
+                    self._pool.fill(order)  # not earlier: what starts now would take this call's processor time
+                return _honest(outcome, wanted, pinned), None
             hosting = replace(
                 self._call(client.sender, Kind.SESSION, None, {}), front_door="session"
             )
@@ -135,6 +172,14 @@ class Upstream:
             return session.outcome, None
         outcome = await self._run(replace(call, session=session.task), Visit(partial(converse, greeted=True)))
         return _honest(outcome, wanted, pinned), handle
+
+    def _order(self, client: Client, era: Era) -> Order:
+        """How a server is started before its call: told nothing of it, but in the older eras what the client declares."""
+        facts = self._facts(client)
+        if era.modern:
+            facts = replace(facts, capabilities={})  # each request says them anew
+        key = json.dumps([era.version, facts.capabilities], sort_keys=True)
+        return Order(key=key, argv=self.served.argv, greet=partial(exchange.awaken, client=facts, era=era))
 
     def _work(
         self, converse: Callable[[Streams], Awaitable[Any]], schema: Mapping[str, Any] | None = None, *, may_ask: bool = False

@@ -145,6 +145,14 @@ class SessionDocument(Strict):
     lifetime: Annotated[float, *duration(1)] = Field(default=3600.0, description="In all.")
 
 
+class PoolDocument(Strict):
+    """Servers that are started ahead, each for one call: it begins without their start. Needs `scope: call` and no workspace."""
+
+    started: int = Field(default=0, ge=0, le=64, description="How many stand by, frozen and without a way out. Default: none.")
+    idle: Annotated[float, *duration(1)] = Field(default=600.0, description="None are kept after so long without a call.")
+    age: Annotated[float, *duration(1)] = Field(default=1800.0, description="One that has waited so long is thrown away.")
+
+
 class ProfileDocument(Strict):
     """A profile: what an operator allows a tool. Everything not named is denied."""
 
@@ -167,6 +175,7 @@ class ProfileDocument(Strict):
     completion: bool = Field(default=False, description="May arguments of allowed prompts and templates be completed?")
     ask: AskDocument = Field(default=AskDocument())
     session: SessionDocument = Field(default=SessionDocument(), description="For `scope: session`.")
+    pool: PoolDocument = Field(default=PoolDocument())
     results: Literal["refuse", "spill"] = Field(
         default="refuse", description="A result over `limits.result`: an error, or kept and linked to."
     )

@@ -25,6 +25,7 @@ def shown(value: Profile) -> dict[str, Any]:
         "scope": value.scope.value,
         **_asked_and_asking(value),
         **({"session": _session(value)} if value.scope is Scope.SESSION else {}),
+        **({"pool": _pool(value)} if value.scope is Scope.CALL and value.filesystem.workspace is WorkspaceMode.NONE else {}),
         "results": value.results.value,
         "engine": value.engine,
         "runtime": value.runtime,
@@ -73,6 +74,11 @@ def _what_runs(value: Profile) -> list[str]:
         else "All calls of one client's session share a box, frozen between them, which is removed after"
         f" {duration_text(life.idle_s)} without a call and {duration_text(life.lifetime_s)} in all."
     )
+    pool = value.pool
+    ahead = (
+        f"Up to {pool.started} servers stand by, started and frozen and without a way out, each for one call; none after"
+        f" {duration_text(pool.idle_s)} without a call, or older than {duration_text(pool.age_s)}."
+    )
     engine = f"by the {value.engine} engine" if value.engine else "by whichever engine the host has"
     runtime = f" with {value.runtime}" if value.runtime else ""
     namespace = (
@@ -80,8 +86,9 @@ def _what_runs(value: Profile) -> list[str]:
         if value.user_namespace is UserNamespace.ALWAYS
         else "It runs in a user namespace of its own wherever the engine can make one."
     )
+    waiting = [ahead] if pool.started else []
     risks = [f"It runs despite the known risks {', '.join(value.accept_risk)}."] if value.accept_risk else []
-    return [f"It runs {command} in the image {value.image}, boxed {engine}{runtime}.", box, namespace, *risks]
+    return [f"It runs {command} in the image {value.image}, boxed {engine}{runtime}.", box, *waiting, namespace, *risks]
 
 
 def _what_may_be_called(value: Profile) -> list[str]:
@@ -216,6 +223,11 @@ def _remote_bounds(value: Profile) -> list[str]:
 
 def _session(value: Profile) -> dict[str, str]:
     return {"idle": duration_text(value.session.idle_s), "lifetime": duration_text(value.session.lifetime_s)}
+
+
+def _pool(value: Profile) -> dict[str, Any]:
+    pool = value.pool
+    return {"started": pool.started, "idle": duration_text(pool.idle_s), "age": duration_text(pool.age_s)}
 
 
 def _names(allowed: frozenset[str] | None) -> list[str] | str:

@@ -31,6 +31,7 @@ from fumehood.model import (
     Filesystem,
     Limits,
     Oversize,
+    Pool,
     Profile,
     ReadOnlyMount,
     Scope,
@@ -59,7 +60,7 @@ _HERE = Path(__file__).parent
 _FIELDS: dict[type, set[str]] = {
     kind: {each.name for each in fields(kind)}
     for kind in (
-        Profile, Ask, SessionLife, Limits, Filesystem, ReadOnlyMount, SeccompPolicy, SeccompRule, ArgumentTest,
+        Profile, Ask, SessionLife, Pool, Limits, Filesystem, ReadOnlyMount, SeccompPolicy, SeccompRule, ArgumentTest,
         Network, NetworkLimits, EgressRule, CredentialUse,
     )
 }  # fmt: skip
@@ -116,6 +117,7 @@ def encoded(profile: Profile) -> dict[str, Any]:
         **{kind: _listed(getattr(profile, kind)) for kind in ("tools", "resources", "prompts")},
         "ask": asdict(profile.ask),
         "session": asdict(profile.session),
+        "pool": asdict(profile.pool),
         "limits": asdict(profile.limits),
         "filesystem": asdict(profile.filesystem),
         "seccomp": profile.seccomp.fields(),
@@ -139,6 +141,7 @@ def decoded(stored: object) -> Profile:
         completion=_as(bool, has["completion"]),
         ask=_ask(has["ask"]),
         session=_session(has["session"]),
+        pool=_pool(has["pool"]),
         results=Oversize(has["results"]),
         engine=_text_or_none(has["engine"]),
         runtime=_text_or_none(has["runtime"]),
@@ -181,6 +184,11 @@ def _ask(stored: object) -> Ask:
 def _session(stored: object) -> SessionLife:
     has = _map_of(SessionLife, stored)
     return SessionLife(idle_s=_as(float, has["idle_s"]), lifetime_s=_as(float, has["lifetime_s"]))
+
+
+def _pool(stored: object) -> Pool:
+    has = _map_of(Pool, stored)
+    return Pool(started=_as(int, has["started"]), idle_s=_as(float, has["idle_s"]), age_s=_as(float, has["age_s"]))
 
 
 def _limits(stored: object) -> Limits:

@@ -82,6 +82,11 @@ def _widening(parent: Profile, child: Profile) -> Iterator[Finding]:
             ("session", "lifetime"),
             f"{more}sessions of {duration_text(child.session.lifetime_s)}",
         ),
+        (
+            child.pool.started > parent.pool.started,
+            ("pool", "started"),
+            f"{more}{child.pool.started} servers that run before their call",
+        ),
         (child.seccomp.digest != parent.seccomp.digest, ("seccomp",), other_calls),
         (loosened, ("user_namespace",), f"{more}a box without a user namespace"),
         (bool(risks), ("accept_risk",), f"{more}accepts {', '.join(risks)}"),
@@ -138,6 +143,8 @@ def _without_effect(loaded: Loaded) -> Iterator[Finding]:
         yield ("filesystem", "tmp"), "is more than limits.memory, against which /tmp counts"
     if value.resources == frozenset() and "resources" in own.model_fields_set:
         yield ("resources",), "allows none, which is the default"
+    if "pool" in own.model_fields_set and not value.pool.started:
+        yield ("pool",), "has no effect: no server stands by unless `started` says how many"
     if "limits" in own.network.model_fields_set and not value.network.rules:
         yield ("network", "limits"), "has no effect: without `network.egress` there is no gate"
     yield from lint_network.without_effect(value)

@@ -16,6 +16,7 @@ from fumehood.model import (
     Filesystem,
     Limits,
     Oversize,
+    Pool,
     Profile,
     ReadOnlyMount,
     Scope,
@@ -34,11 +35,11 @@ from fumehood.profile.source import Path, Source
 
 # `scope`, because a call's connection to a remote server ends with it; `credentials`, because `upstream` names the one there is.
 _BOX = (
-    "image", "command", "scope", "session", "engine", "runtime", "filesystem", "seccomp", "environment", "credentials", "devices",
-    "user_namespace", "accept_risk",
+    "image", "command", "scope", "session", "pool", "engine", "runtime", "filesystem", "seccomp", "environment", "credentials",
+    "devices", "user_namespace", "accept_risk",
 )  # fmt: skip
 _BOX_LIMITS = ("cpu", "memory", "pids", "output", "disk", "open_files")
-_OVERLAID = ("limits", "filesystem", "tools", "resources", "prompts", "network", "ask", "session")
+_OVERLAID = ("limits", "filesystem", "tools", "resources", "prompts", "network", "ask", "session", "pool")
 
 
 def merge(parent: ProfileDocument, child: ProfileDocument) -> ProfileDocument:
@@ -110,6 +111,7 @@ def judge(document: ProfileDocument, source: Source) -> list[Problem]:
             "expected each mount's name once",
         ),
     ]
+    found += _of_a_pool(document)
     problems = [source.problem(path, message) for wrong, path, message in found if wrong]
     problems += [source.problem(path, message) for path, message in judge_network(document)]
     for number, pattern in enumerate(files.protect):
@@ -126,6 +128,26 @@ def _of_a_box(document: ProfileDocument) -> list[tuple[bool, Path, str]]:
     said += [("network", "egress")] if document.network.egress else []
     message = "expected nothing beside `remote: true`: the server runs elsewhere, in no box"
     return [(document.remote, path, message) for path in said]
+
+
+def _of_a_pool(document: ProfileDocument) -> list[tuple[bool, Path, str]]:
+    """What a server that is started before its call can not have: anything of the call's own (rule 27)."""
+    ahead, path = document.pool.started > 0, ("pool", "started")
+    visible = [name for name, use in document.credentials.items() if use.deliver != "gate"]
+    workspace = document.filesystem.workspace
+    return [
+        (ahead and document.scope != "call", path, "expected `scope: call` beside it: a session keeps its own server"),
+        (
+            ahead and workspace != "none",
+            path,
+            f"expected `filesystem.workspace: none` beside it: a server that runs cannot be given a {workspace} workspace",
+        ),
+        (
+            ahead and bool(visible),
+            path,
+            f"expected `deliver: gate` for {', '.join(visible)}: a server that runs has its files and variables already",
+        ),
+    ]
 
 
 def profile(name: str, document: ProfileDocument, seccomp: SeccompPolicy) -> Profile:
@@ -150,6 +172,7 @@ def profile(name: str, document: ProfileDocument, seccomp: SeccompPolicy) -> Pro
             wait_s=document.ask.wait,
         ),
         session=SessionLife(idle_s=document.session.idle, lifetime_s=document.session.lifetime),
+        pool=Pool(started=document.pool.started, idle_s=document.pool.idle, age_s=document.pool.age),
         results=Oversize(document.results),
         engine=document.engine,
         runtime=document.runtime,

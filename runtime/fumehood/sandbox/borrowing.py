@@ -1,4 +1,4 @@
-"""Holding the box of a session for one call: thawed on the way in, frozen on every way out."""
+"""Holding a box whose server runs already, a session's or one that stood by: thawed on the way in, frozen on every way out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FREEZE_DEADLINE_S = 5.0
 
 
 class Borrowed:
-    """The session's box, as the stages of one call use it."""
+    """The box of another task, as the stages of one call use it."""
 
     def __init__(self, visitor: Visitor, log: Log) -> None:
         self._visitor = visitor
@@ -31,16 +31,16 @@ class Borrowed:
 
     @property
     def standing(self) -> WayOut | None:
-        """The gate that the session's box has had from its beginning, shut unless somebody visits."""
+        """The gate that the box has had from its beginning, shut unless somebody visits."""
         return self._visitor.way_out
 
     @property
     def streams(self) -> ServerStreams:
-        """The server's, which has been running since the session began."""
+        """The server's, which has been running since its box began."""
         return self._visitor.streams
 
     async def bind(self, binding: Binding, supplies: Supplies) -> None:
-        """Nothing of the call's own is attached: the session has its workspace, and what its gate needs, already."""
+        """Nothing of the call's own is attached: the box has its workspace, and what its gate needs, already."""
         del supplies
         await self._log.event(Event.BIND, workspace=binding.workspace.value, visit=self._visitor.number)
 
@@ -48,7 +48,7 @@ class Borrowed:
         """Let the server go on."""
         self._inside = True
         await self._visitor.thaw()
-        await self._log.event(Event.START, visit=self._visitor.number)
+        await self._log.event(Event.START, visit=self._visitor.number, readback=self._visitor.readback)
 
     async def leave(self) -> Usage:
         """Stop the server where it stands; what the call used. Idempotent."""
@@ -58,7 +58,7 @@ class Borrowed:
         try:
             usage = await self._visitor.freeze()
         except BoxFailed:
-            usage = Usage()  # the server has ended, and with it the session
+            usage = Usage()  # the server has ended, and with it whatever hosts it
         await self._log.event(Event.EXIT, usage=asdict(usage))
         return usage
 
@@ -77,18 +77,18 @@ class Borrowed:
         await self._log.event(Event.RESUME)
 
     async def kill(self, reason: Reason) -> None:
-        """End the session."""
+        """End the box, and the task that hosts it."""
         await self._visitor.kill(reason)
 
 
 @asynccontextmanager
 async def borrowed(plan: Plan, ports: Ports, log: Log) -> AsyncIterator[Borrowed]:
-    """Hold the box of the call's session for the body, and leave it frozen however the body ends. Raises Refused."""
+    """Hold the box that the call is a guest in for the body, and leave it frozen however the body ends. Raises Refused."""
     assert plan.frame is not None  # noqa: S101 - a remote server has no sessions of ours
     async with ports.residences.of(plan.call).visit(plan) as visitor:
         await log.event(
             Event.MAKE, engine=visitor.engine, container=visitor.container, frame=plan.frame.digest, image=plan.frame.image,
-            session=plan.call.session,
+            **({"session": plan.call.session} if plan.call.standby is None else {"standby": plan.call.standby}),
         )  # fmt: skip
         box = Borrowed(visitor, log)
         try:

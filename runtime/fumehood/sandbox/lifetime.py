@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
+from typing import Any
 
 import anyio
 
@@ -14,6 +15,7 @@ from fumehood.lifecycle import Event
 from fumehood.model import (
     Binding,
     CommitMode,
+    Kind,
     Outcome,
     Plan,
     Result,
@@ -23,7 +25,7 @@ from fumehood.model import (
 from fumehood.ports import Exited, Made, Ports, Settled
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
-from fumehood.residence import WayOut
+from fumehood.residence import Surveyed, WayOut
 from fumehood.sandbox.borrowing import Borrowed, borrowed
 from fumehood.sandbox.log import Log
 from fumehood.sandbox.remote import Remote, remote
@@ -37,6 +39,7 @@ class Box:
 
     def __init__(self, plan: Plan, made: Made, ports: Ports, log: Log) -> None:
         self._task = plan.call.task
+        self._is_standby = plan.call.kind is Kind.STANDBY
         self._broker = ports.broker
         self._log = log
         self.engine = made.engine
@@ -44,6 +47,7 @@ class Box:
         self.way_out: WayOut | None = None
         self.standing: WayOut | None = None  # only a session's box has one before its call
         self._environment: Mapping[str, str] = {}
+        self.readback: Mapping[str, Any] = {}
 
     async def bind(self, binding: Binding, supplies: Supplies) -> None:
         """Attach the call's own things."""
@@ -53,8 +57,9 @@ class Box:
 
     async def start(self, argv: Sequence[str], env: Mapping[str, str], stdio: tuple[int, int, int]) -> None:
         """Start the tool, once the broker has read back that the kernel did as planned."""
-        found = await self._broker.start(self._task, argv, {**env, **self._environment}, stdio)
-        await self._log.event(Event.START, program=argv[0], readback=found)
+        environment = {**env, **self._environment}
+        self.readback = await self._broker.start(self._task, argv, environment, stdio, check_fence=self._is_standby)
+        await self._log.event(Event.START, program=argv[0], readback=self.readback)
 
     async def wait(self) -> Exited:
         """Wait for the end of the tool and of everything it left running."""
@@ -74,6 +79,10 @@ class Box:
     async def thaw(self) -> None:
         """Let it go on."""
         await self._broker.thaw(self._task)
+
+    async def survey(self) -> Surveyed:
+        """What is in it beside the tool's first process, while it stands still."""
+        return await self._broker.survey(self._task)
 
     async def park(self, seconds: float) -> None:
         """Let the box stand still while somebody is asked something."""
@@ -112,7 +121,7 @@ async def box(plan: Plan, ports: Ports, log: Log) -> AsyncIterator[Box | Borrowe
         async with remote(plan, log) as held:
             yield held
         return
-    if plan.call.session is not None:
+    if plan.call.host is not None:
         async with borrowed(plan, ports, log) as lent:
             yield lent
         return

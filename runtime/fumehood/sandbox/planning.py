@@ -6,7 +6,7 @@ holds what is the call's own.
 
 from __future__ import annotations
 
-from fumehood.model import Binding, Deny, Frame, Grant, Kind, Plan, WorkspaceMode
+from fumehood.model import Binding, Deny, Frame, Grant, Kind, Plan, ToolCall, WorkspaceMode
 
 
 def plan(grant: Grant) -> Plan | Deny:
@@ -41,6 +41,17 @@ def plan(grant: Grant) -> Plan | Deny:
             disk_bytes=limits.disk_bytes,
             disk_unlimited=limits.disk_unlimited,
             mounts=profile.filesystem.mounts,
-            wall_s=profile.session.lifetime_s if call.kind is Kind.SESSION else limits.wall_s,
+            wall_s=_wall_s(call),
         ),
     )
+
+
+def _wall_s(call: ToolCall) -> float:
+    """How long the box may run. It stands still between calls, and that does not count; each call in it has a `wall` of its own."""
+    wall_s = call.profile.limits.wall_s
+    match call.kind:
+        case Kind.SESSION:
+            return call.profile.session.lifetime_s
+        case Kind.STANDBY:
+            return 2 * wall_s  # the server's start, and the one call
+    return wall_s

@@ -1,6 +1,6 @@
 """An MCP server of ours for tests: prompts, resources, completion, questions, logs, and state that lasts between calls.
 
-Standard library only. usage: stateful.py [modern | legacy] [FILE]
+Standard library only. usage: stateful.py [modern | legacy | forking | chatty] [FILE]   (the last two are modern, and do not only wait)
 
 With a file, its words are tools beside the others, and a server that finds `broken` in it lists none and ends.
 """
@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 
-MODERN = (sys.argv[1] if len(sys.argv) > 1 else "modern") == "modern"
+MODE = sys.argv[1] if len(sys.argv) > 1 else "modern"
+MODERN = MODE != "legacy"
 SECRET = os.urandom(8).hex()  # a later round must come back to this very process
 OBJECT = {"type": "object", "additionalProperties": True}
 FORM = {"message": "Your name?\x1b[2J", "requestedSchema": {"type": "object", "properties": {"name": {"type": "string"}}}}
@@ -23,8 +24,8 @@ answering = None
 level = None
 
 
-def send(message: dict) -> None:
-    sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+def send(message: dict, extra: str = "") -> None:
+    sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + extra + "\n")
     sys.stdout.flush()
 
 
@@ -223,6 +224,8 @@ def answer(method: str, params: dict) -> dict:
 
 def main() -> None:
     global answering
+    if MODE == "forking" and not os.fork():
+        time.sleep(60)
     for line in sys.stdin:
         request = json.loads(line)
         answering = request.get("id")
@@ -232,7 +235,8 @@ def main() -> None:
                 found.setdefault("resultType", "complete")
                 if request["method"].endswith("/list") or request["method"] == "resources/read":
                     found |= {"ttlMs": 0, "cacheScope": "private"}
-            send({"id": request["id"], **(found if "error" in found else {"result": found})})
+            extra = "\nunasked" if MODE == "chatty" and request["method"] == "server/discover" else ""
+            send({"id": request["id"], **(found if "error" in found else {"result": found})}, extra)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from fumehood.model import (
     Grant,
     Image,
     Kind,
+    Pool,
     Scope,
     Sender,
     ToolCall,
@@ -143,3 +144,22 @@ def test_what_would_need_an_approval_is_refused_while_nobody_can_give_one() -> N
     assert isinstance(found, Deny)
     assert found.reason is Reason.APPROVAL_UNAVAILABLE
     assert found.rule == "ask.1"
+
+
+@pytest.mark.parametrize("workspace", [mode for mode in WorkspaceMode if mode is not WorkspaceMode.NONE])
+def test_a_server_with_a_workspace_does_not_stand_by_whatever_the_profile_says(workspace: WorkspaceMode) -> None:
+    hosting = replace(call_with(workspace, pool=Pool(started=1)), kind=Kind.STANDBY, tool=None)
+    for call in (hosting, replace(hosting, kind=Kind.TOOL, tool="a", standby="x")):
+        found = verify.check(call, OneImage())
+        assert isinstance(found, Deny)
+        assert found.rule == "profile.pool"
+
+
+def test_a_profile_without_a_pool_has_no_servers_stand_by() -> None:
+    hosting = replace(call_with(WorkspaceMode.NONE), kind=Kind.STANDBY, tool=None)
+    assert isinstance(verify.check(hosting, OneImage()), Deny)
+    assert not policy.permits(hosting.profile, Kind.STANDBY, None)
+    allowed = replace(hosting, profile=replace(hosting.profile, pool=Pool(started=1)))
+    assert isinstance(verify.check(allowed, OneImage()), Verified)
+    assert policy.permits(allowed.profile, Kind.STANDBY, None)
+    assert not policy.permits(allowed.profile, Kind.STANDBY, "a tool")

@@ -42,6 +42,7 @@ def warnings(shelf: Any, text: str, parent: str = "") -> list[str]:
         ("user_namespace: always", "user_namespace: when-possible", "user_namespace: widens base-one"),
         ("", "accept_risk: [cve-1]", "accept_risk: widens base-one: accepts cve-1"),
         ("", "scope: session", "scope: widens base-one"),
+        ("", "pool: {started: 2}", "pool.started: widens base-one: 2 servers that run before their call"),
         ("", "image: b", "image: changes what runs: b instead of a"),
     ],
 )

@@ -185,6 +185,22 @@ def test_combinations_are_judged_after_extending(shelf: Any) -> None:
     assert "expected `limits.disk: unlimited`" in shelf.problems("extends: a1\nlimits: {disk: 1GiB}\n")[0]
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("scope: session", "pool.started: expected `scope: call` beside it"),
+        ("filesystem: {workspace: scratch}", "pool.started: expected `filesystem.workspace: none` beside it"),
+        ("filesystem: {workspace: ro}", "cannot be given a ro workspace"),
+        ("credentials: {a: {deliver: env, variable: A}, b: {deliver: file, file: b}}", "expected `deliver: gate` for a, b"),
+    ],
+)
+def test_no_server_stands_by_that_would_need_something_of_its_calls(shelf: Any, more: str, said: str) -> None:
+    problems = shelf.problems(f"image: a\npool: {{started: 1}}\n{more}\n")
+    assert any(said in problem for problem in problems), problems
+    shelf.put("p", f"image: a\npool: {{started: 0}}\n{more}\n")
+    assert shelf.load("p").pool.started == 0
+
+
 def test_unknown_profile_names_the_nearest(shelf: Any) -> None:
     with pytest.raises(Refused) as caught:
         loader.load("mcp-server-gti", shelf.folders, os.getuid())

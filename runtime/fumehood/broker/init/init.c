@@ -5,7 +5,7 @@
  * that everything in the box inherits it, and says READY. On START it forks the tool, which reports HELD with its
  * credentials and waits until the broker has read back from the host what the kernel really applied; on GO it
  * executes. Asked to PROVE before that, the held tool tries system calls that the broker names and shows the filter that init
- * installed, for brokers that the kernel does not show it to. When the tool's first process ends, its status is sent, everything else in the box is killed, and after the last
+ * installed, for brokers that the kernel does not show it to; asked to CHECK, it tries what a fence must stop. When the tool's first process ends, its status is sent, everything else in the box is killed, and after the last
  * child is reaped QUIET is sent. Init then waits for END, so that the cgroup still exists when the host reads it.
  * The end of the control socket at any time ends init, and with it the PID namespace.
  *
@@ -20,6 +20,7 @@
 #include <linux/close_range.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
@@ -52,7 +53,7 @@ struct try {
   int64_t number;
   uint64_t arguments[4];
 };
-enum { GO = -1, SHOW = -2 };
+enum { GO = -1, SHOW = -2, FENCE = -3 };
 
 static void report(char kind, int32_t a, int32_t b) {
   unsigned char out[9];
@@ -90,6 +91,53 @@ static void take_frame(size_t length) {
   report('R', 0, 0);
 }
 
+/* The errno that stopped a connection, or 0 when something was there: whoever answers, or holds on without a word. */
+static int reaches(const void *address, socklen_t size, int kind, const void *question, size_t length) {
+  const struct timeval patience = {1, 0};
+  unsigned char answer[512];
+  int fd = socket(((const struct sockaddr *)address)->sa_family, kind | SOCK_CLOEXEC, 0), wrong = 0;
+  if (fd < 0) return errno;
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+  if (connect(fd, address, size)) wrong = errno;
+  else if (length && send(fd, question, length, MSG_NOSIGNAL) < 0) wrong = errno;
+  else {
+    ssize_t got = recv(fd, answer, sizeof answer, 0);
+    if (got < 0) wrong = errno == EAGAIN && kind == SOCK_STREAM ? 0 : errno;
+    else if (kind == SOCK_STREAM) wrong = got ? 0 : ECONNRESET; /* a gate that is shut takes it, and ends it */
+    else if (got > 3 && (answer[3] & 15)) wrong = ENOENT; /* DNS: no such name, or refused */
+  }
+  close(fd);
+  return wrong;
+}
+
+static int makes(int family, int kind, int protocol) {
+  int fd = socket(family, kind | SOCK_CLOEXEC, protocol), wrong = fd < 0 ? errno : 0;
+  if (fd >= 0) close(fd);
+  return wrong;
+}
+
+/* CHECK: what must not be reached from here (fencing.py mirrors the order). */
+static void check_fence(void) {
+  static const unsigned char question[] = "\x66\x68\1\0\0\1\0\0\0\0\0\0\5fence\7invalid\0\0\1\0\1";
+  struct sockaddr_in four = {.sin_family = AF_INET, .sin_port = htons(443), .sin_addr.s_addr = htonl(0x01010101)};
+  struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons(443), .sin6_addr.s6_addr = {0x26, 6, 0x47, 0, 0x47, [14] = 0x11, [15] = 0x11}};
+  struct sockaddr_un engine = {.sun_family = AF_UNIX, .sun_path = "/var/run/docker.sock"};
+  report('C', 0, reaches(&four, sizeof four, SOCK_STREAM, 0, 0));
+  report('C', 1, reaches(&six, sizeof six, SOCK_STREAM, 0, 0));
+  four.sin_port = six.sin6_port = htons(80);
+  four.sin_addr.s_addr = htonl(0xA9FEA9FE);
+  six.sin6_addr = (struct in6_addr){.s6_addr = {0xFD, 0, 0x0E, 0xC2, [14] = 2, [15] = 0x54}};
+  report('C', 2, reaches(&four, sizeof four, SOCK_STREAM, 0, 0));
+  report('C', 3, reaches(&six, sizeof six, SOCK_STREAM, 0, 0));
+  four.sin_port = htons(53);
+  four.sin_addr.s_addr = htonl(0xC0000235);
+  report('C', 4, reaches(&four, sizeof four, SOCK_DGRAM, question, sizeof question - 1));
+  report('C', 5, reaches(&engine, sizeof engine, SOCK_STREAM, 0, 0));
+  report('C', 6, makes(AF_INET, SOCK_RAW, IPPROTO_ICMP));
+  report('C', 7, makes(AF_PACKET, SOCK_RAW, 0));
+}
+
 /* The tool's side of START, up to its first instruction. */
 static void become_tool(char **argv, char **env, const int streams[3], const int gate[2]) {
   sigset_t nothing;
@@ -102,6 +150,10 @@ static void become_tool(char **argv, char **env, const int streams[3], const int
     if (next.number == GO) break;
     if (next.number == SHOW) {
       if (send(CONTROL, &installed.kind, 1 + installed_count * sizeof(struct sock_filter), MSG_NOSIGNAL) < 0) _exit(1);
+      continue;
+    }
+    if (next.number == FENCE) {
+      check_fence();
       continue;
     }
     const uint64_t *a = next.arguments;
@@ -189,6 +241,9 @@ static void take_message(void) {
     case 'F': take_frame((size_t)length); break;
     case 'S': start((size_t)length, fds, count); break;
     case 'P': prove((size_t)length); break;
+    case 'C':
+      if (!tell_tool(&(struct try){.number = FENCE})) die(36);
+      break;
     case 'G':
       if (!tell_tool(&(struct try){.number = GO})) die(33);
       close(go_pipe);
