@@ -155,6 +155,33 @@ def started(
         crew.dismiss()
 
 
+@contextmanager
+def keeping(chosen: Settings) -> Iterator[socket.socket]:
+    """A process of the ledger's uid that carries out one order about the evidence, and this one without rights, for the body."""
+    from fumehood.ledger.keeper import serve
+
+    def keep(sock: socket.socket, _: list[socket.socket]) -> None:
+        confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
+        serve(sock, chosen.state.ledger)
+
+    os.umask(0o022)
+    prepare(chosen)
+    ours, theirs = wire.pair()
+    sys.stdout.flush()
+    children = [_fork(keep, theirs, [])]
+    theirs.close()
+    try:
+        program = confine.worker_filter(chosen.state.seccomp)
+        confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
+        if chosen.rootless:
+            confine.give_up_files(chosen.images)
+        confine.install_filter(program)
+        yield ours
+    finally:
+        ours.close()
+        _await(children)
+
+
 def read_outward(chosen: Settings) -> Given:
     """The operator's secrets and authorities, for the worker: when nobody else will be forked, and while they can be read."""
     if chosen.outward == OutwardConfig():

@@ -4,7 +4,8 @@ Invariants: a reply to `open`, `close`, `close_lost` and what changes a lease is
 when it is queued (or not at all: a request without an id), before its commit, and commits without an fsync of its own.
 The order of one socket's requests is kept, except that a `keep` is answered when it is on disk, a step at a time. A peer
 that breaks the message format, sends a descriptor with anything but `keep`, or does not read its replies loses its
-connection; the others do not notice. The process ends when all its peers have.
+connection; the others do not notice. The process ends when all its peers have. What it did is attested in the same transaction
+(`attesting.py`); signing that waits until nobody waits for a reply.
 
 It must never: parse anything but JSON of a checked shape, take a runtime id or a time of opening from a caller, or
 change a closed record.
@@ -27,6 +28,7 @@ from typing import Any
 from fumehood import wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.ledger import journal
+from fumehood.ledger.attesting import Chain
 from fumehood.ledger.requests import bad_request, checked
 from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
@@ -78,8 +80,9 @@ def serve(
         held: list[Request] = []
         until = 0.0
         while selector.get_map():
-            wait_s = max(0.0, until - time.monotonic()) if held else None
-            ready = selector.select(0 if ledger.is_copying else wait_s)
+            waits = [] if (due_s := ledger.due_in_s) is None else [due_s]
+            waits += [max(0.0, until - time.monotonic())] if held else []
+            ready = selector.select(0 if ledger.is_copying else min(waits, default=None))
             if not held:
                 until = time.monotonic() + LINGER_S
             for key, _ in ready:
@@ -95,7 +98,9 @@ def serve(
                 ledger.handle(held)
                 held = []
             ledger.copy_on()
+            ledger.attest_on(quiet=not ready)
         ledger.handle(held)
+        ledger.end()
 
 
 def _receive(sock: socket.socket, requests: list[Request]) -> bool:
@@ -157,6 +162,7 @@ class _Ledger:
         self._stack = stack
         self._opened: Database | None = None
         self._sweep_key: SweepKey | None = None
+        self._chain = Chain(runtime_id, self._boot_id, folder)
         with suppress(FumehoodError):  # told to whoever asks
             self._kept()
 
@@ -292,18 +298,27 @@ class _Ledger:
         now_s = time.time()
         if request.verb in journal.WRITES:
             done = journal.write(conn, request.verb, fields, runtime_id=self._runtime_id, at_s=now_s)
+            if done and (lease := fields.get("lease")) is not None:
+                self._chain.leased(conn, request.verb, lease, now_s)
             return {"ok": None} if done else _not_possible(request.verb, fields.get("lease") or task)
         match request.verb:
             case "open":
+                self._chain.begin(conn, now_s)
                 done = records.open_record(conn, fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s)
+                if done:
+                    self._chain.opened(conn, task, now_s)
             case "event":
                 step = records.Step(State(fields["state"]), fields["at"], fields["facts"])
                 done = records.add_event(conn, task, step, runtime_id=self._runtime_id)
             case "close":
                 del fields["task"]
                 done = records.close_record(conn, task, fields, runtime_id=self._runtime_id, at_s=now_s)
+                if done:
+                    self._chain.closed(conn, task, now_s, lost=False)
             case _:
-                return {"ok": {"closed": records.close_lost(conn, task, fields["facts"], at_s=now_s)}}
+                if lost := records.close_lost(conn, task, fields["facts"], at_s=now_s):
+                    self._chain.closed(conn, task, now_s, lost=True)
+                return {"ok": {"closed": lost}}
         if done:
             return {"ok": None}
         return _not_possible(request.verb, task)
@@ -332,6 +347,27 @@ class _Ledger:
                 with database.write(durable=True) as conn:
                     leases.abandon_leases(conn, self._runtime_id)
 
+    @property
+    def due_in_s(self) -> float | None:
+        """How long what was written may stay unsigned; None when all of it is signed."""
+        return self._chain.due_in_s
+
+    def attest_on(self, *, quiet: bool) -> None:
+        """Sign the chain's head if that is due, in a moment when nobody asks for anything, or when it cannot wait for one."""
+        if self._chain.due_in_s == 0 and (quiet or self._chain.is_overdue):
+            try:
+                self._chain.sign(self._database())
+            except FumehoodError as error:
+                _log.error("ledger: no checkpoint could be made: %s", error)
+
+    def end(self) -> None:
+        """Close the chain: everybody is gone."""
+        if self._opened is not None:
+            try:
+                self._chain.end(self._opened)
+            except FumehoodError as error:
+                _log.error("ledger: the chain could not be closed: %s", error)
+
     def _key(self) -> SweepKey:
         """The key that leases' tokens are sealed to. Raises LedgerGone."""
         if self._sweep_key is None:
@@ -346,6 +382,8 @@ class _Ledger:
             before_s = time.time() - older_than_s
             with self._database().write(durable=True) as conn:
                 forgotten = {"leases": leases.prune_leases(conn, before_s), "egress": egress.prune_egress(conn, before_s)}
+                if any(forgotten.values()):
+                    self._chain.pruned(conn, before_s, time.time(), **forgotten)
         return {"removed": count, "bytes": size, **forgotten}
 
     def _answer(self, request: Request) -> dict[str, Any]:
