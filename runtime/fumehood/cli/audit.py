@@ -55,7 +55,8 @@ def verify(
             faults.append({"group": "file", "detail": error.detail, "runtime": None, "seq": None, "task": None})
             summary = {"faults": len(faults)}
     if as_json:
-        sys.stdout.write(json.dumps({"ok": not faults, "faults": faults, **summary, "shown": len(faults)}, indent=2) + "\n")
+        found = {**summary, "ok": not faults, "count": summary["faults"], "faults": faults}
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
         from fumehood.cli import records_view
 
