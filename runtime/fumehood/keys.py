@@ -118,7 +118,8 @@ class KeyFolder:
     def public(self) -> list[PublicKey]:
         """All keys there ever were, the oldest first. Raises LedgerGone."""
         with _told(self._folder):
-            return sorted((_public(jwk) for jwk in self._read()), key=lambda key: key.from_s)
+            # Of those of one second the one in use comes last.
+            return sorted((_public(jwk) for jwk in self._read()), key=lambda key: (key.from_s, key.until_s is None, key.kid))
 
     def rotate(self, overlap_s: float) -> PublicKey:
         """Make another key the one that signs; the one before may for `overlap_s` more. Raises LedgerGone."""
@@ -138,9 +139,12 @@ class KeyFolder:
                 self._write({name: value for name, value in jwk.items() if name != "d"})
 
     def _read(self) -> list[Mapping[str, Any]]:
+        found: list[Mapping[str, Any]] = []
         with suppress(FileNotFoundError):
-            return [json.loads(_read(path)) for path in sorted(self._folder.iterdir()) if path.name.endswith(_SUFFIX)]
-        return []
+            found = [json.loads(_read(path)) for path in sorted(self._folder.iterdir()) if path.name.endswith(_SUFFIX)]
+        for jwk in found:
+            _public(jwk)  # one that cannot be read is told of, and not passed over
+        return found
 
     def _make(self) -> Mapping[str, Any]:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -67,7 +67,7 @@ def _carry_out(sock: socket.socket, folder: Path, order: Fields, fds: Sequence[i
             return _verify(sock, folder, order, fds, keys)
         case "export":
             with _view(folder) as conn, open(fds[0], "w", encoding="utf-8", closefd=False) as out:
-                out.writelines(json.dumps(asdict(entry)) + "\n" for entry in chain.entries(conn))
+                out.writelines(json.dumps(entry._asdict()) + "\n" for entry in chain.entries(conn))
                 lines = ({"runtime_id": runtime, "seq": seq, "checkpoint": text} for _, runtime, seq, text in chain.checkpoints(conn))
                 out.writelines(json.dumps(line) + "\n" for line in lines)
                 return None

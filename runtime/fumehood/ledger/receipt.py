@@ -15,10 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fumehood.lifecycle import State
 from fumehood.store import digests
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "tag:fumehood,2026:receipt/v1"
+_STEPS = frozenset({State.DECIDED, State.PLANNED, State.SETTLED})
 _USAGE = (
     *("cpu_user_s", "cpu_system_s", "cpu_throttled_s", "memory_peak_bytes", "pids_peak", "oom_kills", "pids_limit_hits"),
     *("io_read_bytes", "io_write_bytes"),
@@ -42,10 +44,8 @@ class Told:
 def statement(told: Told) -> str:
     """The text that is digested, stored and signed."""
     record = told.record
-    # Of a step that was taken twice (a call that was parked) the last one counts, but for what only the first one says.
-    facts: dict[str, dict[str, Any]] = {}
-    for _, _, state, text in told.events:
-        facts[state] = {**facts.get(state, {}), **json.loads(text)}
+    # The rest of the timeline says nothing that is not in the record.
+    facts = {state: json.loads(text) for _, _, state, text in told.events if state in _STEPS}
     plan = _without_time(facts.get("planned"))
     said = {
         "_type": STATEMENT,

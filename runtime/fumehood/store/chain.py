@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fumehood.store.database import Transaction
 
@@ -63,8 +63,7 @@ class Link:
     hash: str
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One row. `body` is the text that `hash` was taken over; the columns before it repeat some of its members."""
 
     number: int
@@ -96,8 +95,7 @@ def append(conn: Transaction, link: Link, kind: str, task: str | None, body: str
 
 def entries(conn: Transaction) -> Iterator[Entry]:
     """All entries in the order of their commits."""
-    for row in conn.run(_ROWS):
-        yield Entry(*row)
+    yield from map(Entry._make, conn.run(_ROWS))
 
 
 def chain_from(conn: Transaction, runtime_id: str, seq: int) -> Iterator[Entry]:
