@@ -43,6 +43,7 @@ class Config:
     results_kept_s: float = 24 * 3600.0
     gateway: GatewayConfig | None = None
     outward: OutwardConfig = field(default_factory=OutwardConfig)
+    witnesses: tuple[tuple[str, str, bool], ...] = ()
     file: str | None = None
 
 
@@ -111,6 +112,8 @@ def parse(text: str, file: str) -> Config:
         if {"egress", "credentials"} & fields.keys():
             fields["outward"] = _outward(read, source)
             fields = {name: value for name, value in fields.items() if name not in ("egress", "credentials")}
+        if fields.pop("evidence", None) is not None:
+            fields["witnesses"] = _witnesses(read, source)
     except Problems as problems:
         more = len(problems.problems) - 1
         detail = f"{problems}" + (f" (and {more} more)" if more else "")
@@ -135,6 +138,13 @@ def _outward(read: Any, source: Source) -> OutwardConfig:
     from fumehood.outward_document import plain
 
     return plain(read.egress, read.credentials, source)
+
+
+def _witnesses(read: Any, source: Source) -> tuple[tuple[str, str, bool], ...]:
+    """The `evidence:` section as a value. Raises Problems."""
+    from fumehood.evidence_document import plain
+
+    return plain(read.evidence, source)
 
 
 def document() -> type[BaseModel]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from fumehood.config import MAX_BOXES
+from fumehood.evidence_document import EvidenceSection
 from fumehood.gateway_document import GatewayDocument
 from fumehood.outward_document import MAX_CREDENTIALS, CredentialSection, EgressSection
 from fumehood.profile.fields import AbsolutePath, Name, Retention, Strict, expected
@@ -54,6 +55,7 @@ class ConfigDocument(Strict):
     credentials: dict[Name, CredentialSection] = Field(
         default_factory=dict, max_length=MAX_CREDENTIALS, description="Credentials that profiles may use, by name."
     )
+    evidence: EvidenceSection | None = Field(default=None, description="Who outside keeps signed checkpoints of the ledger.")
     gateway: GatewayDocument | None = Field(
         default=None, description="What `fumehood gateway` serves when it is given no --profile."
     )

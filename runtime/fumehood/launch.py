@@ -25,12 +25,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fumehood import accounts, config, confine, operating, wire
+from fumehood import accounts, config, confine, operating, wire, witnessing
 from fumehood.faults import FumehoodError
 from fumehood.model import task_id
 from fumehood.outward_config import Given, OutwardConfig
 from fumehood.reasons import Reason
-from fumehood.safe_files import inside
+from fumehood.safe_files import inside, open_to_append
 from fumehood.settings import Settings
 from fumehood.state import VERSION, StateFolder
 
@@ -100,6 +100,7 @@ def settings(
         subgids=account.subgids,
         image_folder=account.image_folder,
         results_kept_s=found.results_kept_s,
+        witnesses=found.witnesses,
         outward=found.outward,
     )
 
@@ -110,7 +111,8 @@ def with_workspace(chosen: Settings, *directories: int | None) -> Settings:
     The worker passes them on later, and a worker that was taken over would pass others. Where roots are configured they hold.
     """
     given = tuple(str(Path(f"/proc/self/fd/{fd}").readlink()) for fd in directories if fd is not None)
-    for file in (*filter(None, [chosen.config_file]), *chosen.outward.files):
+    witnesses = [where for kind, where, _ in chosen.witnesses if kind == "file"]
+    for file in (*filter(None, [chosen.config_file]), *chosen.outward.files, *witnesses):
         if any(inside(way(file), path) for path in given for way in (os.path.normpath, os.path.realpath)):
             raise FumehoodError(
                 Reason.CONFIG_UNSAFE, f"{file} lies inside the workspace, where a box could have written it",
@@ -155,6 +157,33 @@ def started(
         crew.dismiss()
 
 
+@contextmanager
+def keeping(chosen: Settings) -> Iterator[socket.socket]:
+    """A process of the ledger's uid that carries out one order about the evidence, and this one without rights, for the body."""
+    from fumehood.ledger.keeper import serve
+
+    def keep(sock: socket.socket, _: list[socket.socket]) -> None:
+        confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
+        serve(sock, chosen.state.ledger)
+
+    os.umask(0o022)
+    prepare(chosen)
+    ours, theirs = wire.pair()
+    sys.stdout.flush()
+    children = [_fork(keep, theirs, [])]
+    theirs.close()
+    try:
+        program = confine.worker_filter(chosen.state.seccomp)
+        confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
+        if chosen.rootless:
+            confine.give_up_files(chosen.images)
+        confine.install_filter(program)
+        yield ours
+    finally:
+        ours.close()
+        _await(children)
+
+
 def read_outward(chosen: Settings) -> Given:
     """The operator's secrets and authorities, for the worker: when nobody else will be forked, and while they can be read."""
     if chosen.outward == OutwardConfig():
@@ -179,12 +208,30 @@ class Crew:
         """Tell each what it is to serve. The runtime's lock goes to the broker alone: it is free when the broker has ended."""
         fields = {**asdict(chosen), "state": str(chosen.state.root)}
         del fields["outward"]
-        lock = _take_lock(chosen) if "broker" in self.briefings else None
+        fds = {"ledger": self._start_witness(chosen), "broker": _take_lock(chosen) if "broker" in self.briefings else None}
         for name, sock in self.briefings.items():
-            wire.send(sock, fields, [lock] if name == "broker" and lock is not None else [])
+            wire.send(sock, fields, [] if (fd := fds[name]) is None else [fd])
             sock.close()
-        if lock is not None:
-            os.close(lock)
+        wire.close_all([fd for fd in fds.values() if fd is not None])
+
+    def _start_witness(self, chosen: Settings) -> int | None:
+        """Fork the process that takes checkpoints outside, if there is anybody to take them to; the ledger's end of its socket."""
+        if not chosen.witnesses:
+            return None
+        files = [_to_append(where, chosen.caller_uid) for kind, where, _ in chosen.witnesses if kind == "file"]
+        program = confine.worker_filter(chosen.state.seccomp)
+
+        def witness(sock: socket.socket, _: list[socket.socket]) -> None:
+            confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
+            confine.install_filter(program)
+            witnessing.serve(sock)
+
+        ours, theirs = wire.pair()
+        self.children.append(_fork(witness, theirs, []))
+        theirs.close()
+        witnessing.brief(ours, [(kind, where) for kind, where, _ in chosen.witnesses], files)
+        wire.close_all(files)
+        return ours.detach()
 
     def keep_operator(self, chosen: Settings, reread: operating.Reread | None) -> socket.socket | None:
         """Fork the operator process if there is something to read again; who is no operator loses the way to give orders."""
@@ -293,37 +340,49 @@ def _take_lock(chosen: Settings) -> int:
     return lock
 
 
+def _to_append(path: str, uid: int) -> int:
+    """A witness's file. Raises FumehoodError."""
+    try:
+        return open_to_append(path, uid)
+    except FileNotFoundError:
+        folder = Path(path).parent
+        raise FumehoodError(Reason.CONFIG_INVALID, f"evidence.witness: there is no folder {folder}", remedy="Make it first.") from None
+
+
 def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
+    from fumehood.ledger.outside import Outside
     from fumehood.ledger.serve import serve
 
     gc.freeze()  # what was imported stays for good
-    chosen = _briefed(briefing)
+    chosen, fds = _briefed(briefing)
     if chosen is not None:
         confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
-        serve(ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s)
+        outside = Outside(socket.socket(fileno=fds[0]) if fds else None, chosen.witnesses)
+        serve(ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s, outside)
 
 
 def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:
     from fumehood.broker.serve import serve
 
     gc.freeze()  # what was imported stays for good
-    chosen = _briefed(briefing)
+    chosen, _ = _briefed(briefing)
     if chosen is not None:
         serve(chosen, *ends)
 
 
-def _briefed(briefing: socket.socket) -> Settings | None:
+def _briefed(briefing: socket.socket) -> tuple[Settings | None, list[int]]:
     """What we are to serve, from the process that forked us while it was still root; None when it ended instead.
 
-    A descriptor beside it is the runtime's lock, and stays open as long as we live.
+    A descriptor beside it is the broker's runtime's lock, which stays open as long as it lives, or the ledger's way to the witness.
     """
     got = wire.receive(briefing)
     briefing.close()
     if got is None:
-        return None
+        return None, []
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in got[0].items()}
-    fields["runtimes"] = tuple((name, path) for name, path in fields["runtimes"])
-    return Settings(**{**fields, "state": StateFolder(Path(fields["state"]))})
+    for name in ("runtimes", "witnesses"):
+        fields[name] = tuple(tuple(each) for each in fields[name])
+    return Settings(**{**fields, "state": StateFolder(Path(fields["state"]))}), got[1]
 
 
 def _fork(

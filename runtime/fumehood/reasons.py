@@ -61,6 +61,9 @@ class Reason(StrEnum):
     SCOPE_REFUSED = "scope_refused", "the call asks for more of a credential than it may have", "Widen `scope` in the profile, or `allow` of the credential, if that is right."
     LEASE_FAILED = "lease_failed", "a credential could not be issued or revoked", "The detail has the provider's answer; check its part of fumehood.yaml."
     LEASE_UNKNOWN = "lease_unknown", "there is no such lease", "`fumehood leases` lists them."
+    WITNESS_UNAVAILABLE = "witness_unavailable", "a required witness could not be told what the ledger says", "Make it reachable, or drop `required` in fumehood.yaml."
+    RECEIPT_NONE = "receipt_none", "the call has no receipt", "A call has one when it is closed; `fumehood task ID` shows its record."
+    EVIDENCE_EDITED = "evidence_edited", "the ledger is not what was written", "`fumehood audit verify` says where; keep the files."
     BUSY = "busy", "no box is free on this host", "Try again later, or raise `boxes` in fumehood.yaml."
 
     # Killed: we ended it.

@@ -96,6 +96,31 @@ def list_trusted(folder: Path, uid: int) -> list[str]:
         os.close(listing)
 
 
+def open_to_append(path: str | Path, uid: int) -> int:
+    """A descriptor that can only be appended with, of a file in a folder that only root and `uid` can change; made if missing.
+
+    Raises FileNotFoundError when there is no such folder, and CONFIG_UNSAFE when somebody else could have put the file there.
+    """
+    place = Path(path)
+    folder = _walk(place.parent, uid, last_is_file=False)
+    try:
+        if os.fstat(folder).st_mode & _WRITABLE_BY_OTHERS:
+            raise FumehoodError(Reason.CONFIG_UNSAFE, f"{place.parent} can be written by others", remedy="Use a folder of yours.")
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            fd = os.open(place.name, flags, 0o600, dir_fd=folder)
+        except OSError as error:
+            raise FumehoodError(Reason.CONFIG_UNSAFE, f"{place} cannot be appended to: {error.strerror}") from error
+    finally:
+        os.close(folder)
+    try:
+        _check(os.fstat(fd), str(place), uid, parent_sticky=False)
+    except FumehoodError:
+        os.close(fd)
+        raise
+    return fd
+
+
 def _open_trusted(path: Path, uid: int) -> int:
     """A readable descriptor of a checked regular file."""
     seen = _walk(path, uid, last_is_file=True)

@@ -13,6 +13,7 @@ from fumehood.state import StateFolder
 class Settings:
     """`workspace_roots` None means any directory of the caller's: the operator's own command line.
 
+    `witnesses` are (kind, where, required), the kind `file` or `http`.
     `outward` is the worker's alone: the others are not told where the operator's secrets are.
 
     Ids are as the broker sees them: the host's for root. Without root (`rootless`) they are those of the broker's own user namespace,
@@ -44,6 +45,7 @@ class Settings:
     subgids: tuple[int, int] = (0, 0)
     image_folder: str | None = None
     results_kept_s: float = 24 * 3600.0
+    witnesses: tuple[tuple[str, str, bool], ...] = ()
     outward: OutwardConfig = field(default_factory=OutwardConfig)
 
     @property

@@ -2,7 +2,7 @@
 
 Each contender runs once unmeasured, then once in every round; the order within a round is shuffled (from a fixed seed), so
 that drift meets all alike and nobody always follows the same neighbour. A contender that cannot run is named with its reason
-and makes the exit status 1; no time ever does. `scripts/bench gateway` and `scripts/bench egress` are other benches: see those modules.
+and makes the exit status 1; no time ever does. `scripts/bench gateway`, `egress` and `admission` are other benches: see those modules.
 """
 
 from __future__ import annotations
@@ -105,4 +105,8 @@ if __name__ == "__main__":
         import egress
 
         sys.exit(egress.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["admission"]:
+        import admission
+
+        sys.exit(admission.main(sys.argv[2:]))
     sys.exit(main())

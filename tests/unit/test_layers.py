@@ -18,11 +18,11 @@ VALUES = frozenset({"model", "reach", "reasons"})
 GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
     "gateway_config", "gateway_document", "outward_config", "outward_document", "outward_secrets", "shipping", "residence", "accounts",
-    "landlock", "memory", "sealing", "canonical",
+    "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
-TOP = frozenset({"call", "app", "launch", "confine", "brokering", "given", "operating"})
+TOP = frozenset({"call", "app", "launch", "confine", "brokering", "given", "operating", "witnessing"})
 ONLY_UNDER = {
     "docker": {"broker"},
     "pyroute2": {"broker"},
@@ -49,6 +49,7 @@ ALLOWED = {
     ("config_document", "profile"),
     ("gateway_document", "profile"),
     ("outward_document", "profile"),
+    ("evidence_document", "profile"),
     # Each kind of credential brings the strict model of its own options.
     ("outward_document", "credentials"),
     # The worker's own filter is compiled by a child, before anything of a stranger's is read.

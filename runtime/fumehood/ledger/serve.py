@@ -4,7 +4,8 @@ Invariants: a reply to `open`, `close`, `close_lost` and what changes a lease is
 when it is queued (or not at all: a request without an id), before its commit, and commits without an fsync of its own.
 The order of one socket's requests is kept, except that a `keep` is answered when it is on disk, a step at a time. A peer
 that breaks the message format, sends a descriptor with anything but `keep`, or does not read its replies loses its
-connection; the others do not notice. The process ends when all its peers have.
+connection; the others do not notice. The process ends when all its peers have. What it did is attested in the same transaction
+(`attesting.py`); signing that waits until nobody waits for a reply.
 
 It must never: parse anything but JSON of a checked shape, take a runtime id or a time of opening from a caller, or
 change a closed record.
@@ -27,6 +28,8 @@ from typing import Any
 from fumehood import wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.ledger import journal
+from fumehood.ledger.attesting import Chain
+from fumehood.ledger.outside import Outside
 from fumehood.ledger.requests import bad_request, checked
 from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
@@ -63,29 +66,32 @@ class Request:
 
 
 def serve(
-    socks: Sequence[socket.socket], folder: Path, runtime_id: str, results_kept_s: float = RESULTS_KEPT_S
-) -> None:
+    socks: Sequence[socket.socket], folder: Path, runtime_id: str, results_kept_s: float = RESULTS_KEPT_S,
+    outside: Outside | None = None,
+) -> None:  # fmt: skip
     """Be the ledger until every socket has ended; the first is the worker's. Call it in the main thread of a process of its own."""
     # Ctrl-C and a service manager's stop reach the whole group; the worker still has records to close then.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with ExitStack() as stack:
-        ledger = _Ledger(folder, runtime_id, results_kept_s, stack)
-        selector = stack.enter_context(selectors.DefaultSelector())
-        for sock in socks:
-            sock.setblocking(False)
-            selector.register(sock, selectors.EVENT_READ, sock)
+        outside = outside or Outside(None, ())
+        ledger = _Ledger(folder, runtime_id, results_kept_s, outside, stack)
+        selector = stack.enter_context(_selector(socks, outside))
+        peers = len(socks)
         held: list[Request] = []
         until = 0.0
-        while selector.get_map():
-            wait_s = max(0.0, until - time.monotonic()) if held else None
-            ready = selector.select(0 if ledger.is_copying else wait_s)
+        while peers:
+            ready = selector.select(_patience(ledger, until if held else None))
             if not held:
                 until = time.monotonic() + LINGER_S
             for key, _ in ready:
-                if not _receive(key.data, held):
+                if key.data is outside:
+                    if not ledger.hear():
+                        selector.unregister(key.fileobj)
+                elif not _receive(key.data, held):
                     selector.unregister(key.data)
                     key.data.close()
+                    peers -= 1
                     if key.data is socks[0]:
                         ledger.handle(held)
                         held = []
@@ -95,7 +101,28 @@ def serve(
                 ledger.handle(held)
                 held = []
             ledger.copy_on()
+            ledger.attest_on(quiet=not ready)
         ledger.handle(held)
+        ledger.end()
+
+
+def _selector(socks: Sequence[socket.socket], outside: Outside) -> selectors.BaseSelector:
+    """Everything that can speak to a ledger."""
+    selector = selectors.DefaultSelector()
+    for sock in socks:
+        sock.setblocking(False)
+        selector.register(sock, selectors.EVENT_READ, sock)
+    if outside.sock is not None:
+        selector.register(outside.sock, selectors.EVENT_READ, outside)
+    return selector
+
+
+def _patience(ledger: _Ledger, until: float | None) -> float | None:
+    """How long nothing need be done if nothing arrives; None when that is for ever."""
+    if ledger.is_copying:
+        return 0
+    waits = [] if until is None else [max(0.0, until - time.monotonic())]
+    return min(waits if (due_s := ledger.due_in_s) is None else [*waits, due_s], default=None)
 
 
 def _receive(sock: socket.socket, requests: list[Request]) -> bool:
@@ -147,7 +174,7 @@ def _shut(sock: socket.socket) -> None:
 class _Ledger:
     """The database, and how requests become transactions."""
 
-    def __init__(self, folder: Path, runtime_id: str, results_kept_s: float, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, runtime_id: str, results_kept_s: float, outside: Outside, stack: ExitStack) -> None:
         self._folder = folder
         self._results_kept_s = results_kept_s
         self._results: Results | None = None
@@ -157,6 +184,8 @@ class _Ledger:
         self._stack = stack
         self._opened: Database | None = None
         self._sweep_key: SweepKey | None = None
+        self._chain = Chain(runtime_id, self._boot_id, folder)
+        self._outside = outside
         with suppress(FumehoodError):  # told to whoever asks
             self._kept()
 
@@ -259,6 +288,12 @@ class _Ledger:
         wire.close_all(fds)
 
     def _write(self, writes: Sequence[Request]) -> None:
+        opens = [request for request in writes if request.verb == "open"]
+        if opens and (refusal := self._unwitnessed()) is not None:
+            _reply_all(opens, refusal)
+            writes = [request for request in writes if request.verb != "open"]
+            if not writes:
+                return
         try:
             self._commit(writes)
         except LedgerGone as error:
@@ -292,18 +327,27 @@ class _Ledger:
         now_s = time.time()
         if request.verb in journal.WRITES:
             done = journal.write(conn, request.verb, fields, runtime_id=self._runtime_id, at_s=now_s)
+            if done and (lease := fields.get("lease")) is not None:
+                self._chain.leased(conn, request.verb, lease, now_s)
             return {"ok": None} if done else _not_possible(request.verb, fields.get("lease") or task)
         match request.verb:
             case "open":
+                self._chain.begin(conn, now_s)
                 done = records.open_record(conn, fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s)
+                if done:
+                    self._chain.opened(conn, task, now_s)
             case "event":
                 step = records.Step(State(fields["state"]), fields["at"], fields["facts"])
                 done = records.add_event(conn, task, step, runtime_id=self._runtime_id)
             case "close":
                 del fields["task"]
                 done = records.close_record(conn, task, fields, runtime_id=self._runtime_id, at_s=now_s)
+                if done:
+                    self._chain.closed(conn, task, now_s, lost=False)
             case _:
-                return {"ok": {"closed": records.close_lost(conn, task, fields["facts"], at_s=now_s)}}
+                if lost := records.close_lost(conn, task, fields["facts"], at_s=now_s):
+                    self._chain.closed(conn, task, now_s, lost=True)
+                return {"ok": {"closed": lost}}
         if done:
             return {"ok": None}
         return _not_possible(request.verb, task)
@@ -332,6 +376,45 @@ class _Ledger:
                 with database.write(durable=True) as conn:
                     leases.abandon_leases(conn, self._runtime_id)
 
+    def _unwitnessed(self) -> LedgerGone | None:
+        """Why no call may begin as far as witnesses are concerned."""
+        try:
+            return self._outside.refusal(self._database())
+        except LedgerGone as error:
+            return error
+
+    @property
+    def due_in_s(self) -> float | None:
+        """How long what was written may stay unsigned, or a witness untold; None when there is nothing to do."""
+        return min((due_s for due_s in (self._chain.due_in_s, self._outside.due_in_s) if due_s is not None), default=None)
+
+    def attest_on(self, *, quiet: bool) -> None:
+        """Sign the chain's head if that is due, in a moment when nobody asks for anything, or when it cannot wait for one."""
+        try:
+            if self._chain.due_in_s == 0 and (quiet or self._chain.is_overdue):
+                self._outside.tell(self._chain.sign(self._database()), self._database())
+            if self._outside.due_in_s == 0:
+                self._outside.go_on(self._database())
+        except FumehoodError as error:
+            _log.error("ledger: no checkpoint could be made, or told: %s", error)
+
+    def hear(self) -> bool:
+        """Take what a witness answered. False when there is nobody to hear any more."""
+        try:
+            self._outside.receive(self._database())
+        except FumehoodError as error:
+            _log.error("ledger: what became of a checkpoint is not known: %s", error)
+        return self._outside.sock is not None
+
+    def end(self) -> None:
+        """Close the chain, and have its end witnessed: everybody is gone."""
+        if self._opened is not None:
+            try:
+                self._outside.tell(self._chain.end(self._opened), self._opened)
+                self._outside.end(self._opened)
+            except FumehoodError as error:
+                _log.error("ledger: the chain could not be closed: %s", error)
+
     def _key(self) -> SweepKey:
         """The key that leases' tokens are sealed to. Raises LedgerGone."""
         if self._sweep_key is None:
@@ -346,6 +429,8 @@ class _Ledger:
             before_s = time.time() - older_than_s
             with self._database().write(durable=True) as conn:
                 forgotten = {"leases": leases.prune_leases(conn, before_s), "egress": egress.prune_egress(conn, before_s)}
+                if any(forgotten.values()):
+                    self._chain.pruned(conn, before_s, time.time(), **forgotten)
         return {"removed": count, "bytes": size, **forgotten}
 
     def _answer(self, request: Request) -> dict[str, Any]:

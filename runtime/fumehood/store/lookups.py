@@ -13,6 +13,8 @@ from fumehood.store.database import Transaction
 
 OPEN_ROWS = 300
 RUNTIMES = 500
+# A receipt names so many; the one before the first of them names more.
+EARLIER = 100
 _UNCLOSED = ("task", "runtime_id", "boot_id", "engine", "container")
 _OWNER = (
     *("tenant", "sender", "sender_uid", "runtime_id", "front_door", "state", "result", "reason"),
@@ -51,3 +53,15 @@ def known(conn: Transaction, names: Sequence[str]) -> list[str]:
     """Those of these tasks that have records."""
     query = "SELECT task FROM records WHERE task IN (SELECT value FROM json_each(?))"
     return [name for (name,) in conn.run(query, (json.dumps(list(names)),))]
+
+
+def earlier_of(conn: Transaction, session: str, task: str) -> list[str]:
+    """The calls of a session before one of them, the newest `EARLIER` of them, oldest first."""
+    query = "SELECT task FROM records WHERE session = ? AND task < ? ORDER BY task DESC LIMIT ?"
+    return [name for (name,) in reversed(conn.run(query, (session, task, EARLIER)).fetchall())]
+
+
+def egress_refused(conn: Transaction, task: str) -> int:
+    """How many attempts a task's egress log has that were refused."""
+    (found,) = conn.run("SELECT count(*) FROM egress WHERE task = ? AND kind = 'refused'", (task,)).fetchone()
+    return int(found)

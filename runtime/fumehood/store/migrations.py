@@ -83,7 +83,36 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE records ADD COLUMN proof TEXT",
         "ALTER TABLE records ADD COLUMN idempotency_key TEXT",
     ),
-    5: (),
+    5: (
+        # One row an entry, in the order of commits; `statement` is what the receipt of a closed call says.
+        """
+        CREATE TABLE chain (
+          number INTEGER PRIMARY KEY,
+          runtime_id TEXT NOT NULL, seq INTEGER NOT NULL, kind TEXT NOT NULL, task TEXT,
+          body TEXT NOT NULL, hash TEXT NOT NULL, statement TEXT,
+          UNIQUE (runtime_id, seq)
+        ) STRICT
+        """,
+        "CREATE INDEX chain_of_task ON chain (task, number) WHERE task IS NOT NULL",
+        "CREATE INDEX chain_prunings ON chain (number) WHERE kind = 'pruned'",
+        # Against mistakes of ours; who edits the file drops them first.
+        "CREATE TRIGGER chain_keeps BEFORE UPDATE ON chain BEGIN SELECT RAISE(ABORT, 'the chain is only added to'); END",
+        "CREATE TRIGGER chain_holds BEFORE DELETE ON chain BEGIN SELECT RAISE(ABORT, 'the chain is only added to'); END",
+        """
+        CREATE TABLE checkpoints (
+          number INTEGER PRIMARY KEY,
+          runtime_id TEXT NOT NULL, seq INTEGER NOT NULL, envelope TEXT NOT NULL
+        ) STRICT
+        """,
+        "CREATE INDEX checkpoints_of_runtime ON checkpoints (runtime_id, seq)",
+        """
+        CREATE TABLE witnesses (
+          name TEXT PRIMARY KEY NOT NULL,
+          told_at REAL, runtime_id TEXT, seq INTEGER, failed_at REAL, error TEXT
+        ) STRICT, WITHOUT ROWID
+        """,
+        "ALTER TABLE egress_totals ADD COLUMN digest TEXT",
+    ),
     6: (),
     7: (),
     8: (),
