@@ -197,6 +197,13 @@ class Ledger(Protocol):
         """Append to a task's egress log; `counters` replace those before."""
         ...
 
+    async def spend(self, key: str, nonce: str, until_s: float) -> None:
+        """Take the nonce of a request that expires then (epoch), once for all runtimes. Returns only when that is on disk.
+
+        Raises `Refused`: it was taken before, it or its key's share cannot be remembered, or the request is out of date.
+        """
+        ...
+
     async def kept(self, task: str, kind: Keeping) -> Kept | None:
         """What is kept of any task; None when there is no such task. Whether it may be read is the caller's to judge."""
         ...

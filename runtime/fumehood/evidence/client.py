@@ -119,6 +119,10 @@ class LedgerClient:
             part = rows[start : start + ENTRIES_AT_ONCE]
             await self._ask("egress", {"task": task, "entries": part, "counters": dict(counters)})
 
+    async def spend(self, key: str, nonce: str, until_s: float) -> None:
+        """Take a nonce durably. Raises Refused or LedgerGone."""
+        await self._ask("spend", {"key": key, "nonce": nonce, "until": until_s})
+
     async def kept(self, task: str, kind: Keeping) -> Kept | None:
         """What is kept of a task. Raises Refused or LedgerGone."""
         said, fds = await self._ask("kept", {"task": task, "kind": kind.value})

@@ -233,6 +233,7 @@ SHAPES: dict[str, dict[str, Check]] = {
         "limit": _whole,
     },
     "sealing_key": {},
+    "spend": {"key": _NAME, "nonce": _NAME, "until": _number},
     "egress": {"task": _ID, "entries": _entries, "counters": _counters},
     "egress_of": {"task": _ID, "after_seq": _maybe(_whole)},
 }

@@ -1,7 +1,7 @@
 """The ledger's loop: one thread, several sockets, what arrived together committed together.
 
-Invariants: a reply to `open`, `close`, `close_lost` and what changes a lease is sent when the commit is on disk; `event` is answered
-when it is queued (or not at all: a request without an id), before its commit, and commits without an fsync of its own.
+Invariants: a reply to `open`, `close`, `close_lost`, `spend` and what changes a lease is sent when the commit is on disk; `event` is
+answered when it is queued (or not at all: a request without an id), before its commit, and commits without an fsync of its own.
 The order of one socket's requests is kept, except that a `keep` is answered when it is on disk, a step at a time. A peer
 that breaks the message format, sends a descriptor with anything but `keep`, or does not read its replies loses its
 connection; the others do not notice. The process ends when all its peers have.
@@ -32,7 +32,7 @@ from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
 from fumehood.reasons import Reason
 from fumehood.sealing import SweepKey
-from fumehood.store import egress, leases, lookups, records
+from fumehood.store import egress, leases, lookups, nonces, records
 from fumehood.store.database import Database, Transaction, opened
 from fumehood.store.results import Copy, Results
 
@@ -43,11 +43,11 @@ BATCH = 128
 LINGER_S = 0.004
 RESULTS_KEPT_S = 24 * 3600.0
 COPIES = 32
-WRITES = frozenset({"open", "event", "close", "close_lost", *journal.WRITES})
+WRITES = frozenset({"open", "event", "close", "close_lost", "spend", *journal.WRITES})
 # Lost in a power cut, a step of a timeline or a line of an egress log is missed by nobody who must act on it.
 LOOSE = frozenset({"event", "egress"})
 # What begins something: refused on a full disk, where the rest may use what was set aside for it.
-BEGINS = frozenset({"open", "lease_opened"})
+BEGINS = frozenset({"open", "lease_opened", "spend"})
 _log = logging.getLogger("fumehood.ledger")
 
 
@@ -294,6 +294,9 @@ class _Ledger:
             done = journal.write(conn, request.verb, fields, runtime_id=self._runtime_id, at_s=now_s)
             return {"ok": None} if done else _not_possible(request.verb, fields.get("lease") or task)
         match request.verb:
+            case "spend":
+                refused = nonces.spend(conn, fields["key"], fields["nonce"], fields["until"], at_s=now_s)
+                return {"ok": None} if refused is None else _not_taken(refused)
             case "open":
                 done = records.open_record(conn, fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s)
             case "event":
@@ -391,6 +394,10 @@ def _only(names: Sequence[str], prefix: str) -> str:
 
 def _not_possible(verb: str, name: str) -> dict[str, Any]:
     return wire.reply_of_error(bad_request(f"{verb}: not possible for {name} in its state"))
+
+
+def _not_taken(reason: Reason) -> dict[str, Any]:
+    return wire.reply_of_error(Refused(Deny(reason=reason, rule="ledger.spend")))
 
 
 def _reply_all(requests: Iterable[Request], error: Exception) -> None:
