@@ -30,7 +30,20 @@ from fumehood.model import (
     Usage,
     task_id,
 )
-from fumehood.ports import EgressEntry, Exited, Kept, Ledger, Listen, Made, OpenLease, Ports, Revoked, Settled, Sockets
+from fumehood.ports import (
+    EgressEntry,
+    Exited,
+    Kept,
+    Ledger,
+    Listen,
+    Made,
+    OpenLease,
+    Ports,
+    Revoked,
+    SenderKey,
+    Settled,
+    Sockets,
+)
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 from fumehood.store import nonces
@@ -70,6 +83,7 @@ class FakeLedger:
     egress_log: dict[str, list[EgressEntry]] = field(default_factory=dict)
     egress_counters: dict[str, Mapping[str, int]] = field(default_factory=dict)
     kept_s: float = 86_400.0
+    senders: dict[str, SenderKey] = field(default_factory=dict)
     spent: dict[tuple[str, str], float] = field(default_factory=dict)
 
     async def open(self, call: ToolCall) -> None:
@@ -153,7 +167,9 @@ class FakeLedger:
         self._check()
         now_s = time.time()
         reason = None
-        if until_s + nonces.GRACE_S < now_s:
+        if key in self.senders and self.senders[key].revoked:
+            reason = Reason.SENDER_REVOKED
+        elif until_s + nonces.GRACE_S < now_s:
             reason = Reason.PROOF_EXPIRED
         elif until_s > now_s + nonces.FURTHEST_S:
             reason = Reason.PROOF_INVALID
@@ -164,6 +180,10 @@ class FakeLedger:
         if reason is not None:
             raise Refused(Deny(reason=reason, rule="ledger.spend"))
         self.spent[key, nonce] = until_s
+
+    async def sender(self, kid: str) -> SenderKey | None:
+        self._check()
+        return self.senders.get(kid)
 
     async def kept(self, task: str, kind: Keeping) -> Kept | None:
         self._check()

@@ -300,7 +300,7 @@ def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
     chosen = _briefed(briefing)
     if chosen is not None:
         confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
-        serve(ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s)
+        serve(ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s, takes_senders=chosen.takes_senders)
 
 
 def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:

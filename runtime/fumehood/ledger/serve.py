@@ -26,13 +26,13 @@ from typing import Any
 
 from fumehood import wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
-from fumehood.ledger import journal
+from fumehood.ledger import journal, origins
 from fumehood.ledger.requests import bad_request, checked
 from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
 from fumehood.reasons import Reason
 from fumehood.sealing import SweepKey
-from fumehood.store import egress, leases, lookups, nonces, records
+from fumehood.store import egress, leases, lookups, records
 from fumehood.store.database import Database, Transaction, opened
 from fumehood.store.results import Copy, Results
 
@@ -43,11 +43,11 @@ BATCH = 128
 LINGER_S = 0.004
 RESULTS_KEPT_S = 24 * 3600.0
 COPIES = 32
-WRITES = frozenset({"open", "event", "close", "close_lost", "spend", *journal.WRITES})
+WRITES = frozenset({"open", "event", "close", "close_lost", *journal.WRITES, *origins.WRITES})
 # Lost in a power cut, a step of a timeline or a line of an egress log is missed by nobody who must act on it.
 LOOSE = frozenset({"event", "egress"})
 # What begins something: refused on a full disk, where the rest may use what was set aside for it.
-BEGINS = frozenset({"open", "lease_opened", "spend"})
+BEGINS = frozenset({"open", "lease_opened", *origins.BEGINS})
 _log = logging.getLogger("fumehood.ledger")
 
 
@@ -63,14 +63,22 @@ class Request:
 
 
 def serve(
-    socks: Sequence[socket.socket], folder: Path, runtime_id: str, results_kept_s: float = RESULTS_KEPT_S
+    socks: Sequence[socket.socket],
+    folder: Path,
+    runtime_id: str,
+    results_kept_s: float = RESULTS_KEPT_S,
+    *,
+    takes_senders: bool = False,
 ) -> None:
-    """Be the ledger until every socket has ended; the first is the worker's. Call it in the main thread of a process of its own."""
+    """Be the ledger until every socket has ended; the first is the worker's. Call it in the main thread of a process of its own.
+
+    With `takes_senders` who asks is an operator's own command, and may say who sends.
+    """
     # Ctrl-C and a service manager's stop reach the whole group; the worker still has records to close then.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with ExitStack() as stack:
-        ledger = _Ledger(folder, runtime_id, results_kept_s, stack)
+        ledger = _Ledger(folder, runtime_id, results_kept_s, stack, takes_senders=takes_senders)
         selector = stack.enter_context(selectors.DefaultSelector())
         for sock in socks:
             sock.setblocking(False)
@@ -147,8 +155,11 @@ def _shut(sock: socket.socket) -> None:
 class _Ledger:
     """The database, and how requests become transactions."""
 
-    def __init__(self, folder: Path, runtime_id: str, results_kept_s: float, stack: ExitStack) -> None:
+    def __init__(
+        self, folder: Path, runtime_id: str, results_kept_s: float, stack: ExitStack, *, takes_senders: bool
+    ) -> None:
         self._folder = folder
+        self._takes_senders = takes_senders
         self._results_kept_s = results_kept_s
         self._results: Results | None = None
         self._copies: list[tuple[Request, Copy]] = []
@@ -293,10 +304,9 @@ class _Ledger:
         if request.verb in journal.WRITES:
             done = journal.write(conn, request.verb, fields, runtime_id=self._runtime_id, at_s=now_s)
             return {"ok": None} if done else _not_possible(request.verb, fields.get("lease") or task)
+        if request.verb in origins.WRITES:
+            return origins.write(conn, request.verb, fields, at_s=now_s, takes_senders=self._takes_senders)
         match request.verb:
-            case "spend":
-                refused = nonces.spend(conn, fields["key"], fields["nonce"], fields["until"], at_s=now_s)
-                return {"ok": None} if refused is None else _not_taken(refused)
             case "open":
                 done = records.open_record(conn, fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s)
             case "event":
@@ -366,6 +376,8 @@ class _Ledger:
                         return {"ok": lookups.runtimes_open(conn)}
                     case verb if verb in journal.READS:
                         return {"ok": journal.read(conn, verb, fields)}
+                    case verb if verb in origins.READS:
+                        return {"ok": origins.read(conn, verb, fields)}
                     case "ping":
                         return {"ok": "pong"}
                     case verb:
@@ -394,10 +406,6 @@ def _only(names: Sequence[str], prefix: str) -> str:
 
 def _not_possible(verb: str, name: str) -> dict[str, Any]:
     return wire.reply_of_error(bad_request(f"{verb}: not possible for {name} in its state"))
-
-
-def _not_taken(reason: Reason) -> dict[str, Any]:
-    return wire.reply_of_error(Refused(Deny(reason=reason, rule="ledger.spend")))
 
 
 def _reply_all(requests: Iterable[Request], error: Exception) -> None:

@@ -18,6 +18,7 @@ from raw_client import ENVELOPE, RawClient
 
 from fumehood.gateway import adapter
 from fumehood.gateway.events import Event
+from signed import proofs
 
 pytestmark = pytest.mark.anyio
 PARAMS: dict[str, dict[str, Any]] = {
@@ -43,7 +44,7 @@ async def on_stdio(front: FakeFront, *, older: bool) -> AsyncIterator[RawClient]
     client = RawClient(FakeSpine(), to_gateway, from_gateway)
 
     async def serve() -> None:
-        await adapter.serve(front, source, sink, SENDER)
+        await adapter.serve(front, source, sink, SENDER, proofs())
         os.close(sink)
 
     async with anyio.create_task_group() as tasks:
