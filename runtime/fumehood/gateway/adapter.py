@@ -148,7 +148,7 @@ class _Front:
                         self._asked.add(coerce_request_id(message.id))
                     elif isinstance(message, mcp_types.JSONRPCNotification):
                         self._withdraw(message)
-                    await sink.send(strict_json.dumps(_plain(message)))
+                    await sink.send(strict_json.dumps(as_sent(message)))
                     if isinstance(message, mcp_types.JSONRPCResponse | mcp_types.JSONRPCError):
                         self._forget(message.id)
         except BrokenPipeError:
@@ -175,7 +175,7 @@ def _set(message: frames.Message, *names: str) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(message, name)) is not None}
 
 
-def _plain(message: mcp_types.JSONRPCMessage) -> dict[str, Any]:
+def as_sent(message: mcp_types.JSONRPCMessage) -> dict[str, Any]:
     """A message as it goes on the wire, its result untouched: the SDK's own dump would re-model it."""
     made: dict[str, Any] = {"jsonrpc": "2.0"}
     match message:

@@ -71,6 +71,8 @@ class Proofs:
             "challenge": self._challenges.of(sender, connection), "audience": wanted.audience,
             "required": wanted.mode is EnvelopeMode.REQUIRED,
         }  # fmt: skip
+        if ":" in sender.name:
+            given["sender"] = sender.name.partition(":")[2]
         return {CHALLENGE_KEY: given}
 
     async def admit(self, sender: Sender, connection: str | None, method: str, params: Mapping[str, Any]) -> Origin:
