@@ -129,3 +129,16 @@ async def test_frames_that_are_no_messages_are_answered_and_signed_by_nobody() -
         await client.write(json.dumps({"jsonrpc": "2.0", "id": True, "method": "tools/list"}))
         assert "error" in await client.answer(None)
         assert held.spent == {}
+
+
+async def test_a_client_that_cancels_again_and_again_is_still_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sign_proxy, "MAX_PENDING", 3)
+    gate = proofs(ledger(), "required")
+    async with opened(proving=gate) as door, through_proxy(door.spine, door.port) as client:
+        for number in range(1, 8):
+            await client.send(id=number, method="tools/call", params={"name": "echo", "arguments": {}, "_meta": ENVELOPE})
+            await client.send(method="notifications/cancelled", params={"requestId": number})
+        await client.send(id=100, method="tools/list", params={"_meta": ENVELOPE})
+        while (answer := await client.read()).get("id") != 100:
+            pass
+        assert "result" in answer, answer

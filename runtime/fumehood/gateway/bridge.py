@@ -44,6 +44,7 @@ ENDED_S = 4.0
 Context = ServerRequestContext[Any, Any]
 Made = TypeVar("Made")
 _DECLARED = "fumehood.capabilities"
+_SENDERS = "fumehood.senders"
 # Who asks, for a handler that the SDK calls itself: in the request's own task.
 _CLIENT: ContextVar[Client] = ContextVar("fumehood.client")
 _log = logging.getLogger("fumehood")
@@ -145,6 +146,7 @@ class _Bridge:
             if self._opened is not None:
                 connection.exit_stack.push_async_callback(self._opened(party))
             telling = _Telling(connection, party)
+            connection.state[_SENDERS] = telling.senders
             connection.exit_stack.callback(self._gateway.events.subscribe(telling.note))
             self._tasks.start_soon(telling.run)
             connection.exit_stack.callback(telling.scope.cancel)
@@ -169,7 +171,9 @@ class _Bridge:
         if era.modern:
             declared = ((ctx.params or {}).get("_meta") or {}).get(CAPABILITIES_KEY)
         else:
-            declared = connection_of(ctx).state.get(_DECLARED)
+            state = connection_of(ctx).state
+            declared = state.get(_DECLARED)
+            state.get(_SENDERS, set()).add(origin.sender)  # who signs here hears here
         return Client(
             era=era,
             capabilities=declared if isinstance(declared, dict) else {},
@@ -229,12 +233,13 @@ class _Telling:
     def __init__(self, connection: Connection, party: Party) -> None:
         self._connection = connection
         self._party = party
+        self.senders = {party.sender}
         self._notes: dict[tuple[str, str | None], None] = {}
         self._more = anyio.Event()
         self.scope = anyio.CancelScope()
 
     def note(self, event: Event) -> None:
-        if event.kind == "task" or event.sender not in (None, self._party.sender) or len(self._notes) >= MAX_TOLD:
+        if event.kind == "task" or event.sender not in (None, *self.senders) or len(self._notes) >= MAX_TOLD:
             return  # the older eras have no Tasks extension
         named = event.connections if event.connections is not None or event.kind != "resource" else frozenset[str]()
         if named is not None and self._party.connection not in named:

@@ -94,8 +94,12 @@ class _Proxy:
                 continue
             if isinstance(message, frames.Request):
                 await self._request(message)
-            else:
-                await self._send(strict_json.parse(line or b""), self._heads(None))
+                continue
+            if isinstance(message, frames.Notification) and message.method == "notifications/cancelled":
+                given = (message.params or {}).get("requestId", "")
+                if frames.valid_id(given):
+                    self._asked.pop(given, None)  # its answer, if there is one, is passed on all the same
+            await self._send(strict_json.parse(line or b""), self._heads(None))
 
     async def take(self, messages: AsyncIterator[dict[str, Any]], everything: anyio.CancelScope) -> None:
         """Pass on what the gateway sends, but what is ours."""
