@@ -30,10 +30,24 @@ from fumehood.model import (
     Usage,
     task_id,
 )
-from fumehood.ports import EgressEntry, Exited, Kept, Ledger, Listen, Made, OpenLease, Ports, Revoked, Settled, Sockets
+from fumehood.ports import (
+    EgressEntry,
+    Exited,
+    Kept,
+    Ledger,
+    Listen,
+    Made,
+    OpenLease,
+    Ports,
+    Revoked,
+    SenderKey,
+    Settled,
+    Sockets,
+)
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import Surveyed
+from fumehood.store import nonces
 
 _numbers = itertools.count(1)
 
@@ -70,6 +84,8 @@ class FakeLedger:
     egress_log: dict[str, list[EgressEntry]] = field(default_factory=dict)
     egress_counters: dict[str, Mapping[str, int]] = field(default_factory=dict)
     kept_s: float = 86_400.0
+    senders: dict[str, SenderKey] = field(default_factory=dict)
+    spent: dict[tuple[str, str], float] = field(default_factory=dict)
 
     async def open(self, call: ToolCall) -> None:
         self._check()
@@ -147,6 +163,28 @@ class FakeLedger:
         self._check()
         self.egress_log.setdefault(task, []).extend(entries)
         self.egress_counters[task] = dict(counters)
+
+    async def spend(self, key: str, nonce: str, until_s: float) -> None:
+        self._check()
+        now_s = time.time()
+        reason = None
+        if key in self.senders and self.senders[key].revoked:
+            reason = Reason.SENDER_REVOKED
+        elif until_s + nonces.GRACE_S < now_s:
+            reason = Reason.PROOF_EXPIRED
+        elif until_s > now_s + nonces.FURTHEST_S:
+            reason = Reason.PROOF_INVALID
+        elif (key, nonce) in self.spent:
+            reason = Reason.REPLAYED
+        elif sum(other == key for other, _ in self.spent) >= nonces.NONCES_OF_A_KEY:
+            reason = Reason.NONCES_FULL
+        if reason is not None:
+            raise Refused(Deny(reason=reason, rule="ledger.spend"))
+        self.spent[key, nonce] = until_s
+
+    async def sender(self, kid: str) -> SenderKey | None:
+        self._check()
+        return self.senders.get(kid)
 
     async def kept(self, task: str, kind: Keeping) -> Kept | None:
         self._check()

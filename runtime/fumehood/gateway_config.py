@@ -8,9 +8,12 @@ judges the file (`gateway_document`) and the `--http` option.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 MAX_SERVERS = 64
+AUDIENCE = "fumehood"
+AUDIENCE_PATTERN = r"[!-~]{1,256}"
 SOCKET_PATH_BYTES = 107  # what fits into a sockaddr_un
 
 _HOST_NAME = re.compile(r"(?!.*\.\.)[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -80,6 +83,23 @@ class Listen:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+class EnvelopeMode(StrEnum):
+    """Whether requests carry a signature of their sender's: they must, they may and then it is verified, they must not."""
+
+    REQUIRED = "required"
+    ACCEPTED = "accepted"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvelopeConfig:
+    """What one front door asks of envelopes. `audience` is what they are made out to; `skew_s` what a sender's clock is forgiven."""
+
+    mode: EnvelopeMode = EnvelopeMode.ACCEPTED
+    audience: str = AUDIENCE
+    skew_s: float = 5.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpConfig:
     """The HTTP front. Without `listen` it is there for `--http` alone; without `allowed_hosts` its own address is meant."""
@@ -89,6 +109,7 @@ class HttpConfig:
     tls: TlsConfig | None = None
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
+    envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +119,12 @@ class GatewayConfig:
     servers: tuple[ServerConfig, ...] = ()
     http: HttpConfig | None = None
     unix: str | None = None
+    unix_envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
+
+
+def is_audience(text: str) -> bool:
+    """Whether envelopes can be made out to this."""
+    return re.fullmatch(AUDIENCE_PATTERN, text) is not None
 
 
 def listen_of(text: str) -> Listen:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from fumehood import gateway_config as values
-from fumehood.profile.fields import AbsolutePath, Name, Strict, Text, expected
+from fumehood.profile.fields import AbsolutePath, Name, Strict, Text, duration, expected, matching
 from fumehood.profile.files import NAME_PATTERN
 from fumehood.profile.problems import Problem
 from fumehood.profile.source import Source
@@ -93,6 +93,19 @@ class TlsDocument(Strict):
     key: AbsolutePath = Field(description="A PEM file of mode 0600: the certificate's key, without a passphrase.")
 
 
+class EnvelopeDocument(Strict):
+    """What a front door asks of requests' envelopes (docs/senders.md)."""
+
+    mode: Literal["required", "accepted", "off"] = Field(
+        default="accepted",
+        description="`required`: requests must be signed. `accepted`: they may, and then it is verified. `off`: they must not.",
+    )
+    audience: Annotated[str, *matching(rf"^{values.AUDIENCE_PATTERN}$", "a name or URL without spaces")] = Field(
+        default=values.AUDIENCE, description="What envelopes must be made out to."
+    )
+    clock_skew: Annotated[float, *duration(0, 30)] = Field(default=5.0, description="How far a sender's clock may be off.")
+
+
 class HttpDocument(Strict):
     """The gateway over HTTP, for senders with a token."""
 
@@ -108,12 +121,14 @@ class HttpDocument(Strict):
     allowed_origins: tuple[Annotated[str, _checked(values.origin_of)], ...] = Field(
         default=(), strict=False, description="Origins whose pages may call, as browsers write them. Default: none."
     )
+    envelope: EnvelopeDocument = Field(default_factory=EnvelopeDocument, description="Whether requests are signed.")
 
 
 class UnixDocument(Strict):
     """The gateway on a unix socket of mode 0600, for processes of the operator's own uid."""
 
     path: SocketPath = Field(description="Where the socket is made.")
+    envelope: EnvelopeDocument = Field(default_factory=EnvelopeDocument, description="Whether requests are signed.")
 
 
 class GatewayDocument(Strict):
@@ -159,7 +174,13 @@ def plain(document: GatewayDocument) -> values.GatewayConfig:
         ),
         http=None if http is None else _http(http),
         unix=None if document.unix is None else document.unix.path,
+        **({} if document.unix is None else {"unix_envelope": _envelope(document.unix.envelope)}),
     )
+
+
+def _envelope(document: EnvelopeDocument) -> values.EnvelopeConfig:
+    mode = values.EnvelopeMode(document.mode)
+    return values.EnvelopeConfig(mode=mode, audience=document.audience, skew_s=document.clock_skew)
 
 
 def _http(document: HttpDocument) -> values.HttpConfig:
@@ -170,4 +191,5 @@ def _http(document: HttpDocument) -> values.HttpConfig:
         tls=None if tls is None else values.TlsConfig(certificate=tls.certificate, key=tls.key),
         allowed_hosts=tuple(map(values.host_of, document.allowed_hosts)),
         allowed_origins=document.allowed_origins,
+        envelope=_envelope(document.envelope),
     )

@@ -358,7 +358,7 @@ def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
     if chosen is not None:
         confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
         outside = Outside(socket.socket(fileno=fds[0]) if fds else None, chosen.witnesses)
-        serve(ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s, outside)
+        serve(ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s, outside, takes_senders=chosen.takes_senders)
 
 
 def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:

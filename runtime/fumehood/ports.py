@@ -153,6 +153,19 @@ class Kept:
     until_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SenderKey:
+    """A public key whose signatures are a sender's. `key` is a JWK's `x`; no `audiences` means any."""
+
+    kid: str
+    name: str
+    key: str
+    tenant: str
+    groups: tuple[str, ...] = ()
+    audiences: tuple[str, ...] = ()
+    revoked: bool = False
+
+
 class Ledger(Protocol):
     """The ledger process. Raises `LedgerGone` when it cannot make durable what it was given."""
 
@@ -199,6 +212,18 @@ class Ledger(Protocol):
 
     async def egress(self, task: str, entries: Sequence[EgressEntry], counters: Mapping[str, int]) -> None:
         """Append to a task's egress log; `counters` replace those before."""
+        ...
+
+    async def spend(self, key: str, nonce: str, until_s: float) -> None:
+        """Take the nonce of a request that expires then (epoch), once for all runtimes. Returns only when that is on disk.
+
+        Raises `Refused`: it was taken before, it or its key's share cannot be remembered, the request is out of date, or the key is
+        of a sender's and revoked.
+        """
+        ...
+
+    async def sender(self, kid: str) -> SenderKey | None:
+        """The key of this thumbprint, revoked or not; None when nobody's."""
         ...
 
     async def kept(self, task: str, kind: Keeping) -> Kept | None:

@@ -16,6 +16,9 @@ class Settings:
     `witnesses` are (kind, where, required), the kind `file` or `http`.
     `outward` is the worker's alone: the others are not told where the operator's secrets are.
 
+    `takes_senders`: whether this runtime's ledger may be told who sends. True for an operator's own command about that, and never
+    where a worker reads strangers' bytes.
+
     Ids are as the broker sees them: the host's for root. Without root (`rootless`) they are those of the broker's own user namespace,
     in which 0 is the caller and 1 and on are the (start, count) of `subuids` and `subgids` on the host.
     """
@@ -47,6 +50,7 @@ class Settings:
     results_kept_s: float = 24 * 3600.0
     witnesses: tuple[tuple[str, str, bool], ...] = ()
     outward: OutwardConfig = field(default_factory=OutwardConfig)
+    takes_senders: bool = False
 
     @property
     def images(self) -> Path:

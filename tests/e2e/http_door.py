@@ -18,7 +18,9 @@ from raw_client import ENVELOPE, PEER
 from fumehood.gateway import http_server
 from fumehood.gateway.answering import Answering
 from fumehood.gateway.http_head import Rules
+from fumehood.gateway.proofs import Proofs
 from fumehood.model import Sender
+from signed import proofs
 
 ALICE = Sender(uid=0, name="http:alice")
 BOB = Sender(uid=0, name="http:bob")
@@ -156,13 +158,15 @@ def listener() -> socket.socket:
 
 
 @asynccontextmanager
-async def opened(*argv: str, mode: str = "modern", behind: Answering | None = None, **changes: object) -> AsyncIterator[Door]:
+async def opened(
+    *argv: str, mode: str = "modern", behind: Answering | None = None, proving: Proofs | None = None, **changes: object
+) -> AsyncIterator[Door]:
     """A gateway on HTTP before a command (our `peer` by default), or before `behind`."""
     spine, socket_ = FakeSpine(), listener()
     rules = Rules(authenticate=TOKENS.get, hosts=frozenset({"127.0.0.1", "localhost"}), origins=frozenset({"https://good.example"}))
     async with AsyncExitStack() as held:
         front = behind or await held.enter_async_context(gateway(argv or (*PEER, mode), spine, **changes))
         tasks = await held.enter_async_context(anyio.create_task_group())
-        tasks.start_soon(http_server.serve, front, socket_, rules)
+        tasks.start_soon(http_server.serve, front, socket_, rules, proving or proofs())
         yield Door(socket_.getsockname()[1], spine)
         tasks.cancel_scope.cancel()

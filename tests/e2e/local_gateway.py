@@ -22,6 +22,7 @@ from fumehood.gateway import adapter, stdio
 from fumehood.gateway.front import Gateway, open_gateway
 from fumehood.gateway.served import Served
 from fumehood.model import Filesystem, Limits, Profile, SeccompPolicy, Sender, WorkspaceMode
+from signed import proofs
 
 SENDER = Sender(uid=os.getuid(), name="tester")
 
@@ -63,7 +64,7 @@ async def gateway_of(servers: Sequence[Served], spine: FakeSpine) -> AsyncIterat
 
 async def serve(argv: tuple[str, ...], source: int, sink: int, changes: dict[str, object]) -> None:
     async with gateway(argv, FakeSpine(), **changes) as front:
-        await adapter.serve(front, source, sink, SENDER)
+        await adapter.serve(front, source, sink, SENDER, proofs())
 
 
 def main() -> None:

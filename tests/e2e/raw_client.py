@@ -15,6 +15,8 @@ from local_gateway import SENDER, gateway
 from local_runner import FakeSpine
 
 from fumehood.gateway import adapter, protocol, stdio
+from fumehood.gateway.proofs import Proofs
+from signed import proofs
 
 PEER = (sys.executable, str(Path(__file__).resolve().parent / "servers" / "peer.py"))
 ENVELOPE = {
@@ -83,7 +85,7 @@ class RawClient:
 
 
 @asynccontextmanager
-async def connect(*argv: str, mode: str = "modern", **changes: object) -> AsyncIterator[RawClient]:
+async def connect(*argv: str, mode: str = "modern", proving: Proofs | None = None, **changes: object) -> AsyncIterator[RawClient]:
     """Open a gateway before a command (our `peer` by default) and a raw client to it."""
     source, to_gateway = os.pipe()
     from_gateway, sink = os.pipe()
@@ -93,7 +95,7 @@ async def connect(*argv: str, mode: str = "modern", **changes: object) -> AsyncI
     async def serve() -> None:
         try:
             async with gateway(argv or (*PEER, mode), spine, **changes) as front:
-                await adapter.serve(front, source, sink, SENDER)
+                await adapter.serve(front, source, sink, SENDER, proving or proofs())
         finally:
             os.close(sink)
 

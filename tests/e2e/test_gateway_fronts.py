@@ -71,7 +71,7 @@ class Web:
             if self.tls
             else http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         )
-        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": META}})
+        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": {"_meta": META, **params}})
         headers = {
             "Host": f"{host}:{self.port}", "Authorization": f"Bearer {bearer}", "Content-Type": "application/json",
             "Accept": "application/json, text/event-stream", "MCP-Protocol-Version": "2026-07-28", "Mcp-Method": method,

@@ -23,6 +23,7 @@ from fumehood.faults import FumehoodError
 from fumehood.gateway import unix
 from fumehood.gateway.listen import unix_listener
 from fumehood.reasons import Reason
+from signed import proofs
 
 OTHER = 54321
 CONNECT = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(4096).decode())"
@@ -43,7 +44,7 @@ async def served(path: Path) -> AsyncIterator[FakeSpine]:
     spine = FakeSpine()
     listener = unix_listener(path, os.getuid())
     async with gateway(PEER, spine) as front, anyio.create_task_group() as tasks:
-        tasks.start_soon(unix.serve, front, listener, {os.getuid(): SENDER}.get)
+        tasks.start_soon(unix.serve, front, listener, {os.getuid(): SENDER}.get, proofs())
         yield spine
         tasks.cancel_scope.cancel()
     listener.close()

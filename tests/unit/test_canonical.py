@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,22 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_the_form_is_read_back_to_itself(value: object) -> None:
     assert canonical(json.loads(canonical(value))) == canonical(value)
+
+
+@given(VALUES)
+def test_what_is_written_fast_is_what_the_library_writes(value: object) -> None:
+    try:
+        expected = rfc8785.dumps(value)
+    except rfc8785.IntegerDomainError:
+        return
+    assert canonical(value) == expected
+
+
+def test_every_way_to_write_a_double_is_the_library_s() -> None:
+    for exponent in range(-12, 24):
+        for digits in ("1", "-1", "1.5", "123456.789", "9.999999999999999", "9.007199254740992"):
+            value = float(f"{digits}e{exponent}")
+            assert canonical([value, -0.0]) == rfc8785.dumps([value, -0.0])
 
 
 def test_the_order_of_members_and_the_writing_of_numbers_do_not_matter() -> None:

@@ -9,7 +9,15 @@ import pytest
 
 from fumehood import config, gateway_config
 from fumehood.faults import FumehoodError
-from fumehood.gateway_config import GatewayConfig, HttpConfig, Listen, ServerConfig, TlsConfig
+from fumehood.gateway_config import (
+    EnvelopeConfig,
+    EnvelopeMode,
+    GatewayConfig,
+    HttpConfig,
+    Listen,
+    ServerConfig,
+    TlsConfig,
+)
 from fumehood.gateway_document import SERVER_NAME
 from fumehood.reasons import Reason
 
@@ -26,7 +34,8 @@ gateway:
     tls: {certificate: /etc/fumehood/c.pem, key: /etc/fumehood/k.pem}
     allowed_hosts: [Tools.Example.org, "::1"]
     allowed_origins: ["https://app.example.org:8443"]
-  unix: {path: /run/fumehood.sock}
+    envelope: {mode: required, audience: tools, clock_skew: 2s}
+  unix: {path: /run/fumehood.sock, envelope: {mode: off}}
 """
     assert config.parse(text, "f").gateway == GatewayConfig(
         servers=(
@@ -45,8 +54,10 @@ gateway:
             tls=TlsConfig(certificate="/etc/fumehood/c.pem", key="/etc/fumehood/k.pem"),
             allowed_hosts=("tools.example.org", "[::1]"),
             allowed_origins=("https://app.example.org:8443",),
+            envelope=EnvelopeConfig(mode=EnvelopeMode.REQUIRED, audience="tools", skew_s=2.0),
         ),
         unix="/run/fumehood.sock",
+        unix_envelope=EnvelopeConfig(mode=EnvelopeMode.OFF),
     )
     assert config.parse("boxes: 1", "f").gateway is None
     assert config.parse("gateway:", "f").gateway is None
@@ -98,6 +109,10 @@ HTTP = "gateway: {http: {tokens_file: /t, %s}}"
         (HTTP % "allowed_origins: ['*']", "gateway.http.allowed_origins[0]: expected scheme://host[:port]"),
         (HTTP % "allowed_origins: ['null']", "gateway.http.allowed_origins[0]: expected scheme://host[:port]"),
         (HTTP % "tls: {certificate: /c}", "gateway.http.tls.key: expected this field"),
+        (HTTP % "envelope: {mode: always}", "gateway.http.envelope.mode: expected"),
+        (HTTP % "envelope: required", "gateway.http.envelope: expected"),
+        (HTTP % "envelope: {audience: a b}", "gateway.http.envelope.audience: expected a name or URL without spaces"),
+        (HTTP % "envelope: {clock_skew: 60s}", "gateway.http.envelope.clock_skew: expected between 0ms and 30s"),
         ("gateway: {unix: {path: s}}", "f:1:24: gateway.unix.path: expected an absolute path"),
         ("gateway: {unix: {path: /%s}}" % ("a" * 107), "gateway.unix.path: expected a path of at most 107 bytes"),
     ],

@@ -18,7 +18,7 @@ VALUES = frozenset({"model", "reach", "reasons"})
 GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
     "gateway_config", "gateway_document", "outward_config", "outward_document", "outward_secrets", "shipping", "residence", "accounts",
-    "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document",
+    "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document", "thumbprint",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})

@@ -6,9 +6,12 @@ import importlib
 
 import typer
 
-_MODULES = ("run", "gateway", "image", "profile", "tasks", "sessions", "leases", "receipt", "audit", "keys", "workspace", "doctor")
+_MODULES = (
+    "run", "gateway", "image", "profile", "tasks", "sessions", "leases", "receipt", "audit", "keys", "senders", "sign_proxy",
+    "workspace", "doctor",
+)  # fmt: skip
 # Commands that a call waits for: whoever types one of these needs no other.
-_ALONE = frozenset({"run", "gateway"})
+_ALONE = frozenset({"run", "gateway", "sign-proxy"})
 
 
 def tree(first: str | None) -> typer.Typer:
@@ -22,7 +25,7 @@ def tree(first: str | None) -> typer.Typer:
         rich_markup_mode=None,
     )
     alone = first in _ALONE
-    for name in (first,) if alone else _MODULES:
+    for name in (str(first).replace("-", "_"),) if alone else _MODULES:
         importlib.import_module(f"fumehood.cli.{name}").register(app)
     if alone:
         app.callback()(_nothing)  # or typer takes the only command for the program itself, and its name for an argument

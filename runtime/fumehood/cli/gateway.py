@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,18 +23,19 @@ from typer.core import TyperGroup
 
 from fumehood.cli import gateway_files
 from fumehood.faults import FumehoodError
-from fumehood.model import Deny, Outcome, Sender, ToolCall
+from fumehood.model import Deny, Outcome, ToolCall
 from fumehood.ports import Ports
 from fumehood.reasons import Reason
 
 if TYPE_CHECKING:
     import click
 
+    from fumehood.app import Runtime
     from fumehood.execution import Work
     from fumehood.gateway.answering import Answering
     from fumehood.gateway.listen import Listening
     from fumehood.gateway.served import Served
-    from fumehood.gateway_config import HttpConfig
+    from fumehood.gateway_config import EnvelopeConfig, HttpConfig
     from fumehood.launch import Processes
 
 # As many objects as a dozen requests leave: looking through 700 at a time cost a long answer more often than it freed anything.
@@ -89,6 +91,10 @@ def gateway(
     allow_host: Annotated[list[str] | None, typer.Option(help="A name that HTTP clients may use for us.")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="An Origin that HTTP clients may send.")] = None,
     unix: Annotated[Path | None, typer.Option(metavar="PATH", help="Serve on a unix socket here.")] = None,
+    envelope: Annotated[
+        str | None, typer.Option(help="Whether requests are signed: required, accepted (the default) or off.")
+    ] = None,
+    audience: Annotated[str | None, typer.Option(help="What signed requests must be made out to; default: fumehood.")] = None,
 ) -> None:
     """Serve MCP servers' tools, each call in a box of its own: on stdio, or on HTTP or a unix socket.
 
@@ -107,9 +113,9 @@ def gateway(
     if http is not None and unix is not None:
         raise FumehoodError(Reason.BAD_REQUEST, "--http and --unix are two ways to serve", remedy="Use one of them.")
     if profile is None:
-        others = (command, workspace, engine, token_file, tls_certificate, tls_key, allow_host, allow_origin)
+        others = (command, workspace, engine, token_file, tls_certificate, tls_key, allow_host, allow_origin, envelope, audience)
         if any(others):
-            detail = "a command, --workspace, --engine and the options of HTTP but --http go with --profile"
+            detail = "a command, --workspace, --engine, --envelope and the options of HTTP but --http go with --profile"
             raise FumehoodError(Reason.BAD_REQUEST, detail, remedy="Write it below `gateway:`, or name a --profile.")
         _serve_configured(config, http, unix)
         return
@@ -121,7 +127,9 @@ def gateway(
     path = None if workspace is None else str(workspace.absolute())
     for guard in (token_file, tls_certificate, tls_key, unix):
         _keep_apart(guard, workspace)
+    asked = _envelope(envelope, audience)
     served = _http(http, token_file, (tls_certificate, tls_key), tuple(allow_host or ()), tuple(allow_origin or ()))
+    served = None if served is None else replace(served, envelope=asked)
     listening = opened(served, unix, settings.caller_uid)
     with launch.started(settings, partial(load_profile, profile, settings, engine, workspace)) as processes:
         import anyio
@@ -136,7 +144,19 @@ def gateway(
         server = Served(
             name=processes.loaded.name, profile=processes.loaded, argv=argv, workspace_fd=directory, workspace_path=path
         )
-        anyio.run(_serve, processes, (server,), listening)
+        anyio.run(_serve, processes, (server,), listening, asked)
+
+
+def _envelope(mode: str | None, audience: str | None) -> EnvelopeConfig:
+    """What the options ask of envelopes. Raises FumehoodError."""
+    from fumehood import gateway_config as values
+
+    if mode not in {None, *values.EnvelopeMode}:
+        raise FumehoodError(Reason.BAD_REQUEST, f"--envelope {mode}: expected required, accepted or off")
+    if audience is not None and not values.is_audience(audience):
+        raise FumehoodError(Reason.BAD_REQUEST, f"--audience {audience!r}: expected a name or URL without spaces")
+    default = values.EnvelopeConfig()
+    return values.EnvelopeConfig(mode=values.EnvelopeMode(mode or default.mode), audience=audience or default.audience)
 
 
 def _serve_configured(config: str | None, http: str | None, unix: Path | None) -> None:
@@ -165,7 +185,7 @@ def _serve_configured(config: str | None, http: str | None, unix: Path | None) -
     with launch.started(settings, lambda: served, reread=again) as processes:
         import anyio
 
-        anyio.run(_serve, processes, served.servers, listening)
+        anyio.run(_serve, processes, served.servers, listening, served.unix_envelope)
 
 
 def _keep_apart(guard: Path | None, workspace: Path | None) -> None:
@@ -213,8 +233,13 @@ def _http(
         raise FumehoodError(Reason.BAD_REQUEST, str(error)) from error
 
 
-async def _serve(processes: Processes[Any], servers: Sequence[Served], listening: Listening | None) -> None:
-    """Serve, and what each reload says from then on. Without an operator process SIGHUP ends, as a terminal means it."""
+async def _serve(
+    processes: Processes[Any], servers: Sequence[Served], listening: Listening | None, local: EnvelopeConfig
+) -> None:
+    """Serve, and what each reload says from then on. Without an operator process SIGHUP ends, as a terminal means it.
+
+    `local` is what is asked of envelopes on the unix socket and on the standard streams.
+    """
     import anyio
 
     from fumehood.app import open_runtime
@@ -261,7 +286,7 @@ async def _serve(processes: Processes[Any], servers: Sequence[Served], listening
                     tasks.start_soon(on_signals, operator, serving)
                     if operator is not None:
                         tasks.start_soon(on_changes, operator, gateway)
-                    await _transports(gateway, runtime.sender, listening, streams)
+                    await _transports(gateway, runtime, listening, streams, local)
             tasks.cancel_scope.cancel()
     for fd in streams or ():
         os.close(fd)
@@ -270,7 +295,6 @@ async def _serve(processes: Processes[Any], servers: Sequence[Served], listening
 def _taken(server: Served) -> Served:
     """The server for the gateway, which lets go of its directory with it: when no call under way is its any more."""
     import weakref
-    from dataclasses import replace
 
     taken = replace(server)  # whoever told us of it may keep what they have
     if taken.workspace_fd is not None:
@@ -279,28 +303,34 @@ def _taken(server: Served) -> Served:
 
 
 async def _transports(
-    front: Answering, owner: Sender, listening: Listening | None, streams: tuple[int, int] | None
+    front: Answering, runtime: Runtime, listening: Listening | None, streams: tuple[int, int] | None, local: EnvelopeConfig
 ) -> None:
     """Serve until the client on the standard streams leaves, or, where we listen, until cancelled."""
     import anyio
 
+    from fumehood.gateway.proofs import Proofs
+
+    owner, ledger, clock = runtime.sender, runtime.ports.ledger, runtime.ports.clock
     if listening is None:
         from fumehood.gateway import adapter
 
         assert streams is not None  # noqa: S101 - claimed where nothing listens
-        await adapter.serve(front, *streams, owner)
+        await adapter.serve(front, *streams, owner, Proofs(lambda: local, ledger, clock))
         return
     async with anyio.create_task_group() as tasks:
         if listening.http is not None:
             from fumehood.gateway import http_server
 
             found = listening.http
-            tasks.start_soon(http_server.serve, front, found.socket, found.rules, found.tls)
+            rules = found.rules
+            proofs = Proofs(lambda: rules.envelope, ledger, clock)
+            tasks.start_soon(http_server.serve, front, found.socket, rules, proofs, found.tls)
             print(f"listening on {found.url}", file=sys.stderr, flush=True)  # noqa: T201 - what a starter waits for
         if listening.unix is not None:
             from fumehood.gateway import unix
 
-            tasks.start_soon(unix.serve, front, listening.unix, {owner.uid: owner}.get)
+            proofs = Proofs(lambda: local, ledger, clock)
+            tasks.start_soon(unix.serve, front, listening.unix, {owner.uid: owner}.get, proofs)
             print(f"listening on unix:{listening.path}", file=sys.stderr, flush=True)  # noqa: T201
 
 

@@ -18,7 +18,7 @@ from fumehood.evidence.facts import DETAIL_CHARS, bounded, listed, plain, short,
 from fumehood.faults import LedgerGone
 from fumehood.lifecycle import State
 from fumehood.model import Keeping, Outcome, Sender, ToolCall
-from fumehood.ports import Clock, EgressEntry, Kept, OpenLease, Revoked
+from fumehood.ports import Clock, EgressEntry, Kept, OpenLease, Revoked, SenderKey
 from fumehood.reasons import Reason
 from fumehood.sealing import seal
 from fumehood.wire import WireError
@@ -118,6 +118,20 @@ class LedgerClient:
         for start in range(0, max(1, len(rows)), ENTRIES_AT_ONCE):
             part = rows[start : start + ENTRIES_AT_ONCE]
             await self._ask("egress", {"task": task, "entries": part, "counters": dict(counters)})
+
+    async def spend(self, key: str, nonce: str, until_s: float) -> None:
+        """Take a nonce durably. Raises Refused or LedgerGone."""
+        await self._ask("spend", {"key": key, "nonce": nonce, "until": until_s})
+
+    async def sender(self, kid: str) -> SenderKey | None:
+        """The key of this thumbprint. Raises LedgerGone."""
+        said, _ = await self._ask("sender", {"kid": kid})
+        if said is None:
+            return None
+        return SenderKey(
+            kid=kid, name=said["name"], key=said["key"], tenant=said["tenant"], groups=tuple(said["groups"]),
+            audiences=tuple(said["audiences"]), revoked=said["revoked_at"] is not None,
+        )  # fmt: skip
 
     async def kept(self, task: str, kind: Keeping) -> Kept | None:
         """What is kept of a task. Raises Refused or LedgerGone."""

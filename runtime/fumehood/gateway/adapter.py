@@ -23,6 +23,7 @@ from mcp.shared.message import SessionMessage
 
 from fumehood.gateway import bridge, frames, strict_json
 from fumehood.gateway.answering import Answering
+from fumehood.gateway.proofs import Proofs
 from fumehood.gateway.protocol import INVALID_REQUEST, TOO_MANY_REQUESTS
 from fumehood.gateway.stdio import CLIENT_FRAME_BYTES, FrameSink, read_frames
 from fumehood.model import Sender
@@ -31,12 +32,12 @@ MAX_REQUESTS = 64
 _log = logging.getLogger("fumehood")
 
 
-async def serve(gateway: Answering, source: int, sink: int, sender: Sender) -> None:
+async def serve(gateway: Answering, source: int, sink: int, sender: Sender, proofs: Proofs) -> None:
     """Serve one client on two descriptors until its stream ends, or until nobody reads the answers."""
     name = secrets.token_hex(16)
     front = _Front()
     try:
-        async with bridge.server(gateway, lambda _ctx: bridge.Party(sender, name)) as server:
+        async with bridge.server(gateway, lambda _ctx: bridge.Party(sender, name), proofs) as server:
             await front.serve(server, source, FrameSink(sink))
     finally:
         with anyio.move_on_after(bridge.ENDED_S, shield=True):
@@ -147,7 +148,7 @@ class _Front:
                         self._asked.add(coerce_request_id(message.id))
                     elif isinstance(message, mcp_types.JSONRPCNotification):
                         self._withdraw(message)
-                    await sink.send(strict_json.dumps(_plain(message)))
+                    await sink.send(strict_json.dumps(as_sent(message)))
                     if isinstance(message, mcp_types.JSONRPCResponse | mcp_types.JSONRPCError):
                         self._forget(message.id)
         except BrokenPipeError:
@@ -174,7 +175,7 @@ def _set(message: frames.Message, *names: str) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(message, name)) is not None}
 
 
-def _plain(message: mcp_types.JSONRPCMessage) -> dict[str, Any]:
+def as_sent(message: mcp_types.JSONRPCMessage) -> dict[str, Any]:
     """A message as it goes on the wire, its result untouched: the SDK's own dump would re-model it."""
     made: dict[str, Any] = {"jsonrpc": "2.0"}
     match message:

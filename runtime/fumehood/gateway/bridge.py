@@ -15,8 +15,9 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
@@ -32,6 +33,7 @@ from fumehood.gateway import listening, results
 from fumehood.gateway.answering import Answering
 from fumehood.gateway.events import Event
 from fumehood.gateway.peer import Client
+from fumehood.gateway.proofs import Proofs
 from fumehood.gateway.protocol import CAPABILITIES_KEY, INTERNAL_ERROR, INVALID_PARAMS, Era, GatewayError
 from fumehood.model import Sender
 
@@ -40,7 +42,11 @@ MAX_TOLD = 256
 TELL_S = 10.0
 ENDED_S = 4.0
 Context = ServerRequestContext[Any, Any]
+Made = TypeVar("Made")
 _DECLARED = "fumehood.capabilities"
+_SENDERS = "fumehood.senders"
+# Who asks, for a handler that the SDK calls itself: in the request's own task.
+_CLIENT: ContextVar[Client] = ContextVar("fumehood.client")
 _log = logging.getLogger("fumehood")
 
 
@@ -59,15 +65,16 @@ Opened = Callable[[Party], Callable[[], Awaitable[None]]]
 
 @asynccontextmanager
 async def server(
-    gateway: Answering, identify: Identify, opened: Opened | None = None
+    gateway: Answering, identify: Identify, proofs: Proofs, opened: Opened | None = None
 ) -> AsyncIterator[Server[Any]]:
     """The SDK's server over `gateway`, telling its clients of changes, for the length of the body.
 
-    `opened` is told of each session that a handshake opens, and gives what to run at that session's end.
+    `proofs` is what this front door asks of a request's origin. `opened` is told of each session that a handshake opens, and gives
+    what to run at that session's end.
     """
     async with anyio.create_task_group() as tasks:
         try:
-            yield _Bridge(gateway, identify, opened, tasks).server
+            yield _Bridge(gateway, identify, proofs, opened, tasks).server
         finally:
             tasks.cancel_scope.cancel()
 
@@ -79,10 +86,11 @@ def connection_of(ctx: Context) -> Connection:
 
 class _Bridge:
     def __init__(
-        self, gateway: Answering, identify: Identify, opened: Opened | None, tasks: anyio.abc.TaskGroup
+        self, gateway: Answering, identify: Identify, proofs: Proofs, opened: Opened | None, tasks: anyio.abc.TaskGroup
     ) -> None:
         self._gateway = gateway
         self._identify = identify
+        self._proofs = proofs
         self._opened = opened
         self._tasks = tasks
         self.server: Server[Any] = Server(
@@ -98,48 +106,47 @@ class _Bridge:
         self.server.middleware.append(self._relay)
 
     async def _relay(self, ctx: Context, call_next: CallNext) -> HandlerResult:
-        passed = await call_next(ctx)  # the SDK's gates; for our methods an empty result
         if ctx.request_id is None:
-            return passed
+            return await call_next(ctx)
+        party = self._identify(ctx)
+        # Before the SDK looks at it: nothing at all is done for a request whose origin is not what it must be.
+        client = await _told(self._admitted(ctx, party))
+        _CLIENT.set(client)
+        passed = await call_next(ctx)  # the SDK's gates; for our methods an empty result
         if ctx.method == "initialize":
-            return self._initialized(ctx, passed)
+            return self._initialized(ctx, party, passed)
         if ctx.method == "server/discover" and isinstance(passed, dict):
-            return {**passed, "capabilities": self._gateway.capabilities(self._client(ctx, self._identify(ctx)))}
+            return self._greeting(passed, client, party)
         if ctx.method not in self._gateway.methods:
             return passed
-        party = self._identify(ctx)
-        try:
-            with party.scope:
-                await self._check_headers(ctx, party)
-                return await self._gateway.answer(
-                    self._client(ctx, party), ctx.method, ctx.params or {}, _Channel(ctx)
-                )
-        except GatewayError as error:
-            raise MCPError(error.code, error.message, error.data) from error
-        except Exception as error:
-            _log.exception("a fault in the gateway")
-            raise MCPError(INTERNAL_ERROR, "Internal error") from error
+        with party.scope:
+            return await _told(self._answered(ctx, client))
         raise MCPError(REQUEST_CANCELLED, "Request cancelled")
 
-    async def _check_headers(self, ctx: Context, party: Party) -> None:
+    async def _answered(self, ctx: Context, client: Client) -> dict[str, Any]:
+        await self._check_headers(ctx, client)
+        return await self._gateway.answer(client, ctx.method, ctx.params or {}, _Channel(ctx))
+
+    async def _check_headers(self, ctx: Context, client: Client) -> None:
         """Refuse a call whose `Mcp-Param-*` headers are not its arguments: a proxy would judge other ones than we."""
         params = ctx.params or {}
-        if ctx.method != "tools/call" or ctx.request is None or not Era(ctx.protocol_version).modern:
+        if ctx.method != "tools/call" or ctx.request is None or not client.era.modern:
             return
-        schema = await self._gateway.input_schema(self._client(ctx, party), str(params.get("name")))
+        schema = await self._gateway.input_schema(client, str(params.get("name")))
         wrong = None if schema is None else validate_mcp_param_headers(schema, params.get("arguments") or {}, ctx.request.headers)
         if wrong is not None:
             raise GatewayError(wrong.code, wrong.message, wrong.data)
 
-    def _initialized(self, ctx: Context, passed: HandlerResult) -> HandlerResult:
+    def _initialized(self, ctx: Context, party: Party, passed: HandlerResult) -> HandlerResult:
         if not isinstance(passed, dict):
             return passed
         declared = (ctx.params or {}).get("capabilities")
-        connection, party = connection_of(ctx), self._identify(ctx)
+        connection = connection_of(ctx)
         if _DECLARED not in connection.state:
             if self._opened is not None:
                 connection.exit_stack.push_async_callback(self._opened(party))
             telling = _Telling(connection, party)
+            connection.state[_SENDERS] = telling.senders
             connection.exit_stack.callback(self._gateway.events.subscribe(telling.note))
             self._tasks.start_soon(telling.run)
             connection.exit_stack.callback(telling.scope.cancel)
@@ -150,19 +157,30 @@ class _Bridge:
             sender=party.sender,
             connection=party.connection,
         )
-        return {**passed, "capabilities": self._gateway.capabilities(client)}
+        return self._greeting(passed, client, party)
 
-    def _client(self, ctx: Context, party: Party) -> Client:
+    def _greeting(self, passed: dict[str, Any], client: Client, party: Party) -> dict[str, Any]:
+        """The answer to a handshake or a discovery: what there is, and what requests are signed for."""
+        meta = {**(passed.get("_meta") or {}), **self._proofs.told(party.sender, party.connection)}
+        return {**passed, "capabilities": self._gateway.capabilities(client), **({"_meta": meta} if meta else {})}
+
+    async def _admitted(self, ctx: Context, party: Party) -> Client:
+        """The client of a request whose origin is as this front door wants it. Raises `GatewayError`."""
+        origin = await self._proofs.admit(party.sender, party.connection, ctx.method, ctx.params or {})
         era = Era(ctx.protocol_version)
         if era.modern:
             declared = ((ctx.params or {}).get("_meta") or {}).get(CAPABILITIES_KEY)
         else:
-            declared = connection_of(ctx).state.get(_DECLARED)
+            state = connection_of(ctx).state
+            declared = state.get(_DECLARED)
+            state.get(_SENDERS, set()).add(origin.sender)  # who signs here hears here
         return Client(
             era=era,
             capabilities=declared if isinstance(declared, dict) else {},
-            sender=party.sender,
+            sender=origin.sender,
             connection=party.connection,
+            request_digest=origin.digest,
+            proof=origin.proof,
         )
 
     async def _listen(
@@ -172,9 +190,20 @@ class _Bridge:
         if number is None or not isinstance(asked, Mapping):
             raise MCPError(INVALID_PARAMS, "Invalid params: a request with notifications is needed")
         try:
-            await listening.listen(self._gateway, self._client(ctx, self._identify(ctx)), number, asked, _Channel(ctx))
+            await listening.listen(self._gateway, _CLIENT.get(), number, asked, _Channel(ctx))
         except GatewayError as error:
             raise MCPError(error.code, error.message, error.data) from error
+
+
+async def _told(doing: Awaitable[Made]) -> Made:
+    """What is done, its failure told as the protocol tells it."""
+    try:
+        return await doing
+    except GatewayError as error:
+        raise MCPError(error.code, error.message, error.data) from error
+    except Exception as error:
+        _log.exception("a fault in the gateway")
+        raise MCPError(INTERNAL_ERROR, "Internal error") from error
 
 
 class _Channel:
@@ -204,12 +233,13 @@ class _Telling:
     def __init__(self, connection: Connection, party: Party) -> None:
         self._connection = connection
         self._party = party
+        self.senders = {party.sender}
         self._notes: dict[tuple[str, str | None], None] = {}
         self._more = anyio.Event()
         self.scope = anyio.CancelScope()
 
     def note(self, event: Event) -> None:
-        if event.kind == "task" or event.sender not in (None, self._party.sender) or len(self._notes) >= MAX_TOLD:
+        if event.kind == "task" or event.sender not in (None, *self.senders) or len(self._notes) >= MAX_TOLD:
             return  # the older eras have no Tasks extension
         named = event.connections if event.connections is not None or event.kind != "resource" else frozenset[str]()
         if named is not None and self._party.connection not in named:

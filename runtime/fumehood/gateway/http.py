@@ -27,6 +27,7 @@ from mcp.shared.inbound import NAME_BEARING_METHODS, decode_header_value
 from fumehood.gateway import bridge, frames, http_head, strict_json
 from fumehood.gateway.answering import Answering
 from fumehood.gateway.http_head import Head, Refusal, Rules
+from fumehood.gateway.proofs import Proofs
 from fumehood.gateway.protocol import (
     HANDSHAKE_VERSIONS,
     HEADER_MISMATCH,
@@ -76,7 +77,7 @@ class _Exchange:
 
 
 @asynccontextmanager
-async def application(gateway: Answering, rules: Rules) -> AsyncIterator[App]:
+async def application(gateway: Answering, rules: Rules, proofs: Proofs) -> AsyncIterator[App]:
     """The ASGI application that serves `gateway` by `rules`, for the length of the body."""
     sessions: dict[str, Sender] = {}
 
@@ -96,7 +97,7 @@ async def application(gateway: Answering, rules: Rules) -> AsyncIterator[App]:
 
         return ended
 
-    async with bridge.server(gateway, identify, opened) as server:
+    async with bridge.server(gateway, identify, proofs, opened) as server:
         manager = StreamableHTTPSessionManager(
             server,
             session_idle_timeout=SESSION_IDLE_S,

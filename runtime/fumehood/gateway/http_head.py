@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fumehood.gateway.protocol import INVALID_REQUEST
+from fumehood.gateway_config import EnvelopeConfig
 from fumehood.model import Sender
 
 PATH = "/mcp"
@@ -33,20 +34,20 @@ _JSON = re.compile(r'application/json(?: *; *charset *= *"?utf-8"?)? *', re.IGNO
 
 @dataclass(slots=True, kw_only=True)
 class Rules:
-    """What a head is judged by. `authenticate` gives the sender of a token, in constant time; `hosts` are names without ports.
+    """What a head is judged by, and what is asked of the message behind it (`envelope`, for `proofs`).
 
+    `authenticate` gives the sender of a token, in constant time; `hosts` are names without ports.
     A reload changes them in place: a request is judged by those of the moment its head is there.
     """
 
     authenticate: Callable[[str], Sender | None]
     hosts: frozenset[str]
     origins: frozenset[str] = frozenset()
+    envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
 
-    def change(
-        self, authenticate: Callable[[str], Sender | None], hosts: frozenset[str], origins: frozenset[str]
-    ) -> None:
-        """Judge by these from now on."""
-        self.authenticate, self.hosts, self.origins = authenticate, hosts, origins
+    def change(self, now: Rules) -> None:
+        """Judge by those from now on."""
+        self.authenticate, self.hosts, self.origins, self.envelope = now.authenticate, now.hosts, now.origins, now.envelope
 
 
 @dataclass(frozen=True, slots=True)

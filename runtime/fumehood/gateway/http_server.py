@@ -23,6 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fumehood.gateway.answering import Answering
 from fumehood.gateway.http import application
 from fumehood.gateway.http_head import MAX_HEAD_BYTES, Rules
+from fumehood.gateway.proofs import Proofs
 
 MAX_CONNECTIONS = 128
 HEAD_S = 10.0
@@ -31,11 +32,13 @@ KEEP_ALIVE_S = 15
 ENDING_S = 20.0
 
 
-async def serve(gateway: Answering, listener: socket.socket, rules: Rules, tls: ssl.SSLContext | None = None) -> None:
+async def serve(
+    gateway: Answering, listener: socket.socket, rules: Rules, proofs: Proofs, tls: ssl.SSLContext | None = None
+) -> None:
     """Serve HTTP on a bound and listening socket until cancelled; every call under way is then cancelled too."""
     # It would write a line for each broken request: a stranger's to flood. Our own faults are logged before it sees them.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    async with application(gateway, rules) as app:
+    async with application(gateway, rules, proofs) as app:
         config = Config(
             app,
             http=_Protocol,

@@ -36,7 +36,10 @@ class HttpListener:
 
     def adopt(self, front: HttpFront) -> None:
         """Go on by what a configuration says now: senders, names, origins, certificate. The socket stays."""
-        self.rules.change(front.senders.of, frozenset(front.allowed_hosts), frozenset(front.allowed_origins))
+        hosts, origins = frozenset(front.allowed_hosts), frozenset(front.allowed_origins)
+        self.rules.change(
+            http_head.Rules(authenticate=front.senders.of, hosts=hosts, origins=origins, envelope=front.envelope)
+        )
         if self.tls is not None and front.tls is not None:
             front.tls.load_into(self.tls)
 
@@ -92,6 +95,7 @@ def http_listener(http: HttpConfig, uid: int) -> HttpListener:
         authenticate=senders.of,
         hosts=frozenset(http.allowed_hosts or default_hosts(listen)),
         origins=frozenset(http.allowed_origins),
+        envelope=http.envelope,
     )
     return HttpListener(socket=listener, rules=rules, tls=tls)
 

@@ -78,7 +78,7 @@ class Reader:
             http, unix = self.http(fronts), self.unix(fronts)
             self.keep_apart(servers, unix)
             held.pop_all()
-            return ServedSet(servers=tuple(servers), http=http, unix=unix)
+            return ServedSet(servers=tuple(servers), http=http, unix=unix, unix_envelope=self.gateway.unix_envelope)
 
     def server(self, asked: ServerConfig) -> Served:
         """One server. Raises FumehoodError, its detail beginning with the server's place in the file."""
@@ -141,6 +141,7 @@ class Reader:
             tls=self._tls(has),
             allowed_hosts=has.allowed_hosts or default_hosts(has.listen),
             allowed_origins=has.allowed_origins,
+            envelope=has.envelope,
         )
 
     def listens(self, fronts: Fronts) -> HttpConfig | None:

@@ -40,6 +40,8 @@ def reread(begun: Settings, fronts: Fronts, serving: ServedSet) -> Revision:
         raise _only_at_the_start("whether there is `gateway.http.tls`")
     if served.unix != serving.unix:
         raise _only_at_the_start("`gateway.unix.path`")
+    if served.unix_envelope != serving.unix_envelope:
+        raise _only_at_the_start("`gateway.unix.envelope`")
     allowed = launch.with_workspace(now, *(server.workspace_fd for server in served.servers)).workspace_roots
     return Revision(Allowed(allowed or (), now.mount_roots), parts_of(served))
 

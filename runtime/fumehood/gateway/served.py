@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fumehood.gateway.senders import Row, Senders
-from fumehood.gateway_config import Listen
+from fumehood.gateway_config import EnvelopeConfig, EnvelopeMode, Listen
 from fumehood.model import Profile
 from fumehood.operating import Part
 from fumehood.profile.kept import decoded, encoded
@@ -69,6 +69,7 @@ class HttpFront:
     tls: Tls | None
     allowed_hosts: tuple[str, ...]
     allowed_origins: tuple[str, ...]
+    envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,7 @@ class ServedSet:
     servers: tuple[Served, ...]
     http: HttpFront | None = None
     unix: str | None = None
+    unix_envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
 
     def __post_init__(self) -> None:
         """Refuse names under which tools of two servers could be mistaken. Raises ValueError."""
@@ -103,8 +105,10 @@ def parts_of(served: ServedSet) -> tuple[Part, ...]:
         "servers": len(served.servers),
         "http": None if http is None else {
             "listen": asdict(http.listen), "hosts": http.allowed_hosts, "origins": http.allowed_origins,
+            "envelope": asdict(http.envelope),
         },
         "unix": served.unix,
+        "unix_envelope": asdict(served.unix_envelope),
     }  # fmt: skip
     return (*map(_part_of, served.servers), *senders, Part({"fronts": fronts}))
 
@@ -123,7 +127,7 @@ def set_of(parts: Iterable[Part]) -> ServedSet:
         if fronts["servers"] != len(servers):
             raise ValueError("expected as many servers as were announced")
         http = None if fronts["http"] is None else _http_of(fronts["http"], by_kind)
-        return ServedSet(servers=tuple(servers), http=http, unix=fronts["unix"])
+        return ServedSet(servers=tuple(servers), http=http, unix=fronts["unix"], unix_envelope=_envelope_of(fronts["unix_envelope"]))
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ValueError(f"not the parts of a served set: {error!r}") from error
 
@@ -155,4 +159,9 @@ def _http_of(has: Mapping[str, Any], by_kind: Mapping[str, Mapping[str, Any]]) -
         tls=None if tls is None else Tls(**tls),
         allowed_hosts=tuple(has["hosts"]),
         allowed_origins=tuple(has["origins"]),
+        envelope=_envelope_of(has["envelope"]),
     )
+
+
+def _envelope_of(has: Mapping[str, Any]) -> EnvelopeConfig:
+    return EnvelopeConfig(**{**has, "mode": EnvelopeMode(has["mode"])})

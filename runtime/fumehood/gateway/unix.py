@@ -19,6 +19,7 @@ import anyio.abc
 
 from fumehood.gateway import adapter, strict_json
 from fumehood.gateway.answering import Answering
+from fumehood.gateway.proofs import Proofs
 from fumehood.gateway.protocol import INVALID_REQUEST, TOO_MANY_REQUESTS
 from fumehood.model import Sender
 
@@ -27,7 +28,9 @@ _CREDENTIALS = struct.Struct("=iII")
 _log = logging.getLogger("fumehood")
 
 
-async def serve(gateway: Answering, listener: socket.socket, known: Callable[[int], Sender | None]) -> None:
+async def serve(
+    gateway: Answering, listener: socket.socket, known: Callable[[int], Sender | None], proofs: Proofs
+) -> None:
     """Serve every client of a listening socket whose uid is `known`, until cancelled."""
     async with anyio.create_task_group() as tasks:
         open_: set[int] = set()
@@ -51,13 +54,15 @@ async def serve(gateway: Answering, listener: socket.socket, known: Callable[[in
                 _turn_away(connection, TOO_MANY_REQUESTS, f"{MAX_CONNECTIONS} connections are open")
             else:
                 open_.add(connection.fileno())
-                tasks.start_soon(_client, gateway, connection, sender, open_)
+                tasks.start_soon(_client, gateway, connection, sender, proofs, open_)
 
 
-async def _client(gateway: Answering, connection: socket.socket, sender: Sender, open_: set[int]) -> None:
+async def _client(
+    gateway: Answering, connection: socket.socket, sender: Sender, proofs: Proofs, open_: set[int]
+) -> None:
     fd = connection.fileno()
     try:
-        await adapter.serve(gateway, fd, fd, sender)
+        await adapter.serve(gateway, fd, fd, sender, proofs)
     except Exception:  # noqa: BLE001 - one client's end must not be the others'
         _log.exception("a fault in the gateway")
     finally:

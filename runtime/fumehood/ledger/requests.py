@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
@@ -17,6 +18,7 @@ from fumehood.faults import Refused
 from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping, Result
 from fumehood.reasons import Reason
+from fumehood.thumbprint import bytes_of
 
 FACTS_BYTES = 32 * 1024
 FILES_BYTES = 96 * 1024
@@ -27,8 +29,10 @@ COUNTERS_BYTES = 4 * 1024
 ENTRIES = 1024
 TEXT_CHARS = 1024
 DETAIL_CHARS = 4096
+NAMES = 32
 TASK_CHARS = 26
 PREFIX_CHARS = 6
+SENDER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _TASK_LETTERS = frozenset("0123456789abcdefghjkmnpqrstvwxyz")
 
 Check = Callable[[Any], Any]
@@ -99,6 +103,25 @@ def _step(value: Any) -> str:
     if state in {State.OPEN, State.CLOSED}:  # what makes and ends a record is a verb of its own
         raise ValueError("is not a step of a call")
     return state.value
+
+
+def _sender_name(value: Any) -> str:
+    if not isinstance(value, str) or not SENDER_NAME.fullmatch(value):
+        raise ValueError("must be a name of at most 64 of a-z, 0-9, `.`, `_`, `-`")
+    return value
+
+
+def _public_key(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a text")  # noqa: TRY004 - as above
+    bytes_of(value)
+    return value
+
+
+def _names(value: Any) -> list[str]:
+    if not isinstance(value, list) or len(value) > NAMES:
+        raise ValueError(f"must be an array of at most {NAMES} names")
+    return [_NAME(name) for name in value]
 
 
 def _json(kind: type, limit: int) -> Check:
@@ -233,11 +256,16 @@ SHAPES: dict[str, dict[str, Check]] = {
         "limit": _whole,
     },
     "sealing_key": {},
+    "sender": {"kid": _NAME},
+    "senders": {"after": _maybe(_NAME)},
+    "sender_add": {"name": _sender_name, "key": _public_key, "tenant": _sender_name, "groups": _names, "audiences": _names},
+    "sender_revoke": {"named": _NAME},
+    "spend": {"key": _NAME, "nonce": _NAME, "until": _number},
     "egress": {"task": _ID, "entries": _entries, "counters": _counters},
     "egress_of": {"task": _ID, "after_seq": _maybe(_whole)},
 }
 # A reader may leave out what it does not want; a record leaves nothing out.
-_LENIENT = frozenset({"open_tasks", "tasks", "task", "leases", "egress_of"})
+_LENIENT = frozenset({"open_tasks", "tasks", "task", "leases", "egress_of", "senders"})
 
 
 def checked(verb: object, args: object) -> tuple[str, dict[str, Any]]:

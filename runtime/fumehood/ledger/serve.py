@@ -1,7 +1,7 @@
 """The ledger's loop: one thread, several sockets, what arrived together committed together.
 
-Invariants: a reply to `open`, `close`, `close_lost` and what changes a lease is sent when the commit is on disk; `event` is answered
-when it is queued (or not at all: a request without an id), before its commit, and commits without an fsync of its own.
+Invariants: a reply to `open`, `close`, `close_lost`, `spend` and what changes a lease is sent when the commit is on disk; `event` is
+answered when it is queued (or not at all: a request without an id), before its commit, and commits without an fsync of its own.
 The order of one socket's requests is kept, except that a `keep` is answered when it is on disk, a step at a time. A peer
 that breaks the message format, sends a descriptor with anything but `keep`, or does not read its replies loses its
 connection; the others do not notice. The process ends when all its peers have. What it did is attested in the same transaction
@@ -27,7 +27,7 @@ from typing import Any
 
 from fumehood import wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
-from fumehood.ledger import journal
+from fumehood.ledger import journal, origins
 from fumehood.ledger.attesting import Chain
 from fumehood.ledger.outside import Outside
 from fumehood.ledger.requests import bad_request, checked
@@ -46,11 +46,11 @@ BATCH = 128
 LINGER_S = 0.004
 RESULTS_KEPT_S = 24 * 3600.0
 COPIES = 32
-WRITES = frozenset({"open", "event", "close", "close_lost", *journal.WRITES})
+WRITES = frozenset({"open", "event", "close", "close_lost", *journal.WRITES, *origins.WRITES})
 # Lost in a power cut, a step of a timeline or a line of an egress log is missed by nobody who must act on it.
 LOOSE = frozenset({"event", "egress"})
 # What begins something: refused on a full disk, where the rest may use what was set aside for it.
-BEGINS = frozenset({"open", "lease_opened"})
+BEGINS = frozenset({"open", "lease_opened", *origins.BEGINS})
 _log = logging.getLogger("fumehood.ledger")
 
 
@@ -66,16 +66,24 @@ class Request:
 
 
 def serve(
-    socks: Sequence[socket.socket], folder: Path, runtime_id: str, results_kept_s: float = RESULTS_KEPT_S,
+    socks: Sequence[socket.socket],
+    folder: Path,
+    runtime_id: str,
+    results_kept_s: float = RESULTS_KEPT_S,
     outside: Outside | None = None,
-) -> None:  # fmt: skip
-    """Be the ledger until every socket has ended; the first is the worker's. Call it in the main thread of a process of its own."""
+    *,
+    takes_senders: bool = False,
+) -> None:
+    """Be the ledger until every socket has ended; the first is the worker's. Call it in the main thread of a process of its own.
+
+    With `takes_senders` who asks is an operator's own command, and may say who sends.
+    """
     # Ctrl-C and a service manager's stop reach the whole group; the worker still has records to close then.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with ExitStack() as stack:
         outside = outside or Outside(None, ())
-        ledger = _Ledger(folder, runtime_id, results_kept_s, outside, stack)
+        ledger = _Ledger(folder, runtime_id, results_kept_s, outside, stack, takes_senders=takes_senders)
         selector = stack.enter_context(_selector(socks, outside))
         peers = len(socks)
         held: list[Request] = []
@@ -174,8 +182,11 @@ def _shut(sock: socket.socket) -> None:
 class _Ledger:
     """The database, and how requests become transactions."""
 
-    def __init__(self, folder: Path, runtime_id: str, results_kept_s: float, outside: Outside, stack: ExitStack) -> None:
+    def __init__(
+        self, folder: Path, runtime_id: str, results_kept_s: float, outside: Outside, stack: ExitStack, *, takes_senders: bool
+    ) -> None:
         self._folder = folder
+        self._takes_senders = takes_senders
         self._results_kept_s = results_kept_s
         self._results: Results | None = None
         self._copies: list[tuple[Request, Copy]] = []
@@ -322,15 +333,20 @@ class _Ledger:
                 _log.error("ledger: an event was refused: %s", reply["deny"]["detail"])
 
     def _apply(self, conn: Transaction, request: Request) -> dict[str, Any]:
-        fields = dict(request.fields)
-        task: str = fields.get("task", "")
-        now_s = time.time()
-        if request.verb in journal.WRITES:
-            done = journal.write(conn, request.verb, fields, runtime_id=self._runtime_id, at_s=now_s)
-            if done and (lease := fields.get("lease")) is not None:
-                self._chain.leased(conn, request.verb, lease, now_s)
-            return {"ok": None} if done else _not_possible(request.verb, fields.get("lease") or task)
-        match request.verb:
+        verb, fields, now_s = request.verb, dict(request.fields), time.time()
+        if verb in origins.WRITES:
+            return origins.write(conn, verb, fields, at_s=now_s, takes_senders=self._takes_senders)
+        if verb not in journal.WRITES:
+            return self._move(conn, verb, fields, now_s)
+        done = journal.write(conn, verb, fields, runtime_id=self._runtime_id, at_s=now_s)
+        if done and (lease := fields.get("lease")) is not None:
+            self._chain.leased(conn, verb, lease, now_s)
+        return {"ok": None} if done else _not_possible(verb, fields.get("lease") or fields["task"])
+
+    def _move(self, conn: Transaction, verb: str, fields: dict[str, Any], now_s: float) -> dict[str, Any]:
+        """Take a record one step further, and attest what begins and ends it."""
+        task: str = fields["task"]
+        match verb:
             case "open":
                 self._chain.begin(conn, now_s)
                 done = records.open_record(conn, fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s)
@@ -348,9 +364,7 @@ class _Ledger:
                 if lost := records.close_lost(conn, task, fields["facts"], at_s=now_s):
                     self._chain.closed(conn, task, now_s, lost=True)
                 return {"ok": {"closed": lost}}
-        if done:
-            return {"ok": None}
-        return _not_possible(request.verb, task)
+        return {"ok": None} if done else _not_possible(verb, task)
 
     def _claim(self, request: Request) -> dict[str, Any]:
         """Hand out leases to revoke. A write only when there is something to claim: every runtime asks, every minute."""
@@ -448,6 +462,8 @@ class _Ledger:
                         return {"ok": lookups.runtimes_open(conn)}
                     case verb if verb in journal.READS:
                         return {"ok": journal.read(conn, verb, fields)}
+                    case verb if verb in origins.READS:
+                        return {"ok": origins.read(conn, verb, fields)}
                     case "ping":
                         return {"ok": "pong"}
                     case verb:

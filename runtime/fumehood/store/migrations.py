@@ -114,7 +114,29 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE egress_totals ADD COLUMN digest TEXT",
     ),
     6: (),
-    7: (),
+    7: (
+        """
+        CREATE TABLE nonces (
+          key TEXT NOT NULL, nonce TEXT NOT NULL, until REAL NOT NULL,
+          PRIMARY KEY (key, nonce)
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX nonces_until ON nonces (until)",
+        # Counted as they come and go: counting them anew would cost each request a walk over all of its sender's.
+        "CREATE TABLE nonce_counts (key TEXT PRIMARY KEY NOT NULL, held INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+        "CREATE INDEX nonce_counts_empty ON nonce_counts (held) WHERE held <= 0",
+        # One row: the latest expiry of what was forgotten, and how many there are.
+        "CREATE TABLE nonces_forgotten (until REAL NOT NULL, held INTEGER NOT NULL) STRICT",
+        "INSERT INTO nonces_forgotten (until, held) VALUES (0.0, 0)",
+        """
+        CREATE TABLE senders (
+          kid TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL, key TEXT NOT NULL,
+          tenant TEXT NOT NULL, groups TEXT NOT NULL, audiences TEXT NOT NULL,
+          added_at REAL NOT NULL, revoked_at REAL
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX senders_of_name ON senders (name)",
+    ),
     8: (),
 }
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -16,8 +17,11 @@ from local_gateway import SENDER
 from local_runner import FakeSpine
 from raw_client import ENVELOPE, RawClient
 
+from fakes import FakeLedger
 from fumehood.gateway import adapter
 from fumehood.gateway.events import Event
+from fumehood.gateway.proofs import Proofs
+from signed import Signer, challenge_of, proofs
 
 pytestmark = pytest.mark.anyio
 PARAMS: dict[str, dict[str, Any]] = {
@@ -37,13 +41,13 @@ ROUTED = {"prompts/get": "p", "resources/read": "file:///a", "tools/call": "t"}
 
 
 @asynccontextmanager
-async def on_stdio(front: FakeFront, *, older: bool) -> AsyncIterator[RawClient]:
+async def on_stdio(front: FakeFront, *, older: bool, proving: Proofs | None = None) -> AsyncIterator[RawClient]:
     source, to_gateway = os.pipe()
     from_gateway, sink = os.pipe()
     client = RawClient(FakeSpine(), to_gateway, from_gateway)
 
     async def serve() -> None:
-        await adapter.serve(front, source, sink, SENDER)
+        await adapter.serve(front, source, sink, SENDER, proving or proofs())
         os.close(sink)
 
     async with anyio.create_task_group() as tasks:
@@ -202,6 +206,21 @@ async def test_an_older_client_on_stdio_is_told_of_changes() -> None:
         ]
         assert told[1]["params"] == {"uri": "file:///a"}
     assert front.events.listeners == []
+
+
+async def test_an_older_client_that_signs_on_a_local_connection_is_told_of_what_is_its_own_and_no_other_signers() -> None:
+    front, alice = FakeFront(), Signer("alice")
+    async with on_stdio(front, older=True, proving=proofs(FakeLedger(senders={alice.kid: alice.known()}))) as client:
+        challenge = "x"
+        for number in (1, 2):
+            await client.send(id=number, method="tools/list", params=alice.sign("tools/list", {}, challenge))
+            answer = await client.answer(number)
+            challenge = challenge_of(answer) if "error" in answer else challenge
+        hers = front.asked[0][1].sender
+        assert hers.name == "key:alice"
+        front.events.ring(Event("tools", sender=replace(hers, name="key:bob")))
+        front.events.ring(Event("prompts", sender=hers))
+        assert (await client.read())["method"] == "notifications/prompts/list_changed"
 
 
 async def test_a_flood_of_events_is_told_in_few_notes() -> None:

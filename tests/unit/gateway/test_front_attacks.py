@@ -11,9 +11,11 @@ import pytest
 from peer import media
 from raw_client import ENVELOPE, connect
 
+from fakes import FakeLedger
 from fumehood.gateway import protocol
 from fumehood.model import Ask, Result
 from fumehood.reasons import Reason
+from signed import Signer, challenge_of, proofs
 
 pytestmark = pytest.mark.anyio
 
@@ -184,9 +186,12 @@ async def test_a_catastrophic_pattern_of_a_server_does_not_stop_the_gateway() ->
 
 
 async def test_authorization_and_proofs_of_the_client_never_go_upstream() -> None:
-    async with connect() as client:
-        secrets = {"fumehood/proof": "jws", "Authorization": "Bearer x", "traceparent": "00-1", "progressToken": "mine"}
-        message = await client.request(1, "tools/call", name="wire", arguments={}, _meta=secrets, task={"ttl": 1})
+    alice = Signer()
+    async with connect(proving=proofs(FakeLedger(senders={alice.kid: alice.known()}), "required")) as client:
+        challenge = challenge_of(await client.request(0, "server/discover"))
+        secrets = {"Authorization": "Bearer x", "traceparent": "00-1", "progressToken": "mine"}
+        asked = {"name": "wire", "arguments": {}, "task": {"ttl": 1}, "_meta": {**ENVELOPE, **secrets}}
+        message = await client.request(1, "tools/call", **alice.sign("tools/call", asked, challenge))
         sent = json.loads(text_of(message["result"]))
         assert len(sent) == 1, "a modern server is called in one message"
         params = sent[0]["params"]

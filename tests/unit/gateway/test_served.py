@@ -11,13 +11,16 @@ import pytest
 from fumehood import profile, wire
 from fumehood.gateway.senders import digest_of, parse_senders
 from fumehood.gateway.served import HttpFront, Served, ServedSet, Tls, parts_of, set_of
-from fumehood.gateway_config import Listen
+from fumehood.gateway_config import EnvelopeConfig, EnvelopeMode, Listen
 from fumehood.operating import Part
 
 
 def server(name: str, **fields: Any) -> Served:
     loaded = profile.load("mcp-server-git", (profile.shipped_folder(),), os.getuid())
     return Served(name=name, profile=loaded, argv=("git", "-v"), **fields)
+
+
+REQUIRED = EnvelopeConfig(mode=EnvelopeMode.REQUIRED, audience="a", skew_s=1.0)
 
 
 def front(**fields: Any) -> HttpFront:
@@ -42,10 +45,10 @@ def sent(served: ServedSet) -> list[Part]:
     return parts
 
 
-@pytest.mark.parametrize("http", [None, front(), front(tls=None, allowed_origins=())])
+@pytest.mark.parametrize("http", [None, front(), front(tls=None, allowed_origins=(), envelope=REQUIRED)])
 @pytest.mark.parametrize("unix", [None, "/run/s"])
 def test_a_set_arrives_as_it_was_sent(http: HttpFront | None, unix: str | None) -> None:
-    served = ServedSet(servers=(server("a"), server("b")), http=http, unix=unix)
+    served = ServedSet(servers=(server("a"), server("b")), http=http, unix=unix, unix_envelope=REQUIRED)
     assert set_of(sent(served)) == served
     if http is not None:
         arrived = set_of(sent(served)).http

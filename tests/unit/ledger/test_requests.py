@@ -76,6 +76,9 @@ EVENT: dict[str, Any] = {"task": TASK, "state": "made", "at": 1.0, "facts": {}}
         ("egress", {**LOG, "counters": {"dns": 1.5}}),
         ("egress", {**LOG, "counters": {str(number): 0 for number in range(2000)}}),
         ("egress_of", {"task": "../x"}),
+        ("spend", {"key": "k", "nonce": "n"}),
+        ("spend", {"key": "k", "nonce": "n" * 257, "until": 1.0}),
+        ("spend", {"key": "k", "nonce": "n", "until": float("nan")}),
     ],
 )
 def test_what_has_not_its_shape_is_refused(verb: object, args: object) -> None:
