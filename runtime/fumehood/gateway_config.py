@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fumehood.oauth_config import OAuthConfig
 
 MAX_SERVERS = 64
 SOCKET_PATH_BYTES = 107  # what fits into a sockaddr_un
@@ -82,13 +86,17 @@ class Listen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpConfig:
-    """The HTTP front. Without `listen` it is there for `--http` alone; without `allowed_hosts` its own address is meant."""
+    """The HTTP front. Without `listen` it is there for `--http` alone; without `allowed_hosts` its own address is meant.
 
-    tokens_file: str
+    There is a `tokens_file`, or `oauth`, or both.
+    """
+
+    tokens_file: str | None = None
     listen: Listen | None = None
     tls: TlsConfig | None = None
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
+    oauth: OAuthConfig | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,7 +86,7 @@ HTTP = "gateway: {http: {tokens_file: /t, %s}}"
         ("gateway: {servers: {a: {profile: ../p.yaml}}}", "expected a profile's name or absolute path"),
         ("gateway: {servers: {a: {profile: p, workspace: w}}}", "expected an absolute path without `..`"),
         ("gateway: {servers: {a: {profile: p, engine: dokcer}}}", "nearest valid name: docker"),
-        ("gateway: {http: {listen: 127.0.0.1:80}}", "f:1:17: gateway.http.tokens_file: expected this field"),
+        ("gateway: {http: {listen: 127.0.0.1:80}}", "f:1:17: gateway.http: expected `tokens_file` or `oauth`"),
         (HTTP % "listen: 80", "f:1:43: gateway.http.listen: expected a string"),
         (HTTP % "listen: 127.0.0.1", "expected HOST:PORT"),
         (HTTP % "listen: 127.0.0.1:65536", "expected HOST:PORT"),

@@ -22,13 +22,14 @@ from typer.core import TyperGroup
 
 from fumehood.cli import gateway_files
 from fumehood.faults import FumehoodError
-from fumehood.model import Deny, Outcome, Sender, ToolCall
+from fumehood.model import Deny, Outcome, ToolCall
 from fumehood.ports import Ports
 from fumehood.reasons import Reason
 
 if TYPE_CHECKING:
     import click
 
+    from fumehood.app import Runtime
     from fumehood.execution import Work
     from fumehood.gateway.answering import Answering
     from fumehood.gateway.listen import Listening
@@ -261,7 +262,7 @@ async def _serve(processes: Processes[Any], servers: Sequence[Served], listening
                     tasks.start_soon(on_signals, operator, serving)
                     if operator is not None:
                         tasks.start_soon(on_changes, operator, gateway)
-                    await _transports(gateway, runtime.sender, listening, streams)
+                    await _transports(gateway, runtime, listening, streams)
             tasks.cancel_scope.cancel()
     for fd in streams or ():
         os.close(fd)
@@ -279,7 +280,7 @@ def _taken(server: Served) -> Served:
 
 
 async def _transports(
-    front: Answering, owner: Sender, listening: Listening | None, streams: tuple[int, int] | None
+    front: Answering, runtime: Runtime, listening: Listening | None, streams: tuple[int, int] | None
 ) -> None:
     """Serve until the client on the standard streams leaves, or, where we listen, until cancelled."""
     import anyio
@@ -288,19 +289,19 @@ async def _transports(
         from fumehood.gateway import adapter
 
         assert streams is not None  # noqa: S101 - claimed where nothing listens
-        await adapter.serve(front, *streams, owner)
+        await adapter.serve(front, *streams, runtime.sender)
         return
     async with anyio.create_task_group() as tasks:
         if listening.http is not None:
             from fumehood.gateway import http_server
 
             found = listening.http
-            tasks.start_soon(http_server.serve, front, found.socket, found.rules, found.tls)
+            tasks.start_soon(http_server.serve, front, found.socket, found.rules, found.tls, runtime.ports)
             print(f"listening on {found.url}", file=sys.stderr, flush=True)  # noqa: T201 - what a starter waits for
         if listening.unix is not None:
             from fumehood.gateway import unix
 
-            tasks.start_soon(unix.serve, front, listening.unix, {owner.uid: owner}.get)
+            tasks.start_soon(unix.serve, front, listening.unix, {runtime.sender.uid: runtime.sender}.get)
             print(f"listening on unix:{listening.path}", file=sys.stderr, flush=True)  # noqa: T201
 
 

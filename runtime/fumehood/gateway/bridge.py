@@ -33,7 +33,7 @@ from fumehood.gateway.answering import Answering
 from fumehood.gateway.events import Event
 from fumehood.gateway.peer import Client
 from fumehood.gateway.protocol import CAPABILITIES_KEY, INTERNAL_ERROR, INVALID_PARAMS, Era, GatewayError
-from fumehood.model import Sender
+from fumehood.model import Proof, Sender
 
 REQUEST_CANCELLED = -32800
 MAX_TOLD = 256
@@ -50,6 +50,7 @@ class Party:
 
     sender: Sender
     connection: str | None
+    proof: Proof | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 
@@ -163,6 +164,7 @@ class _Bridge:
             capabilities=declared if isinstance(declared, dict) else {},
             sender=party.sender,
             connection=party.connection,
+            proof=party.proof,
         )
 
     async def _listen(

@@ -1,7 +1,7 @@
 """What the operator asks to listen on, made with the operator's rights: sockets, certificate, token.
 
 Nothing here imports the protocol; what serves is imported when root is given up. Invariants (rule 7): HTTP binds loopback
-unless there are a certificate and named hosts, and never without a token from a file that only its owner can read.
+unless there are a certificate and named hosts, and never without a token: from a file that only its owner can read, or of an issuer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import ssl
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fumehood.faults import FumehoodError
 from fumehood.gateway import http_head
@@ -22,6 +23,10 @@ from fumehood.gateway.served import HttpFront
 from fumehood.gateway_config import SOCKET_PATH_BYTES, HttpConfig, TlsConfig, default_hosts, exposed
 from fumehood.reasons import Reason
 from fumehood.safe_files import open_trusted_folder, read_trusted
+
+if TYPE_CHECKING:
+    from fumehood.gateway.oauth.given import OAuthFront
+    from fumehood.oauth_config import OAuthConfig
 
 _BACKLOG = 128
 
@@ -36,7 +41,7 @@ class HttpListener:
 
     def adopt(self, front: HttpFront) -> None:
         """Go on by what a configuration says now: senders, names, origins, certificate. The socket stays."""
-        self.rules.change(front.senders.of, frozenset(front.allowed_hosts), frozenset(front.allowed_origins))
+        self.rules.change(front.senders.of, frozenset(front.allowed_hosts), frozenset(front.allowed_origins), front.oauth)
         if self.tls is not None and front.tls is not None:
             front.tls.load_into(self.tls)
 
@@ -75,8 +80,10 @@ def http_listener(http: HttpConfig, uid: int) -> HttpListener:
         raise FumehoodError(Reason.CONFIG_INVALID, "HTTP has no address", remedy="Add --http 127.0.0.1:PORT.")
     if (wrong := exposed(listen, tls=http.tls is not None, allowed_hosts=bool(http.allowed_hosts))) is not None:
         raise FumehoodError(Reason.CONFIG_UNSAFE, wrong, remedy="Listen on 127.0.0.1, or configure what is missing.")
-    senders = read_senders(http.tokens_file, uid)
+    senders, oauth = read_senders(http.tokens_file, uid), oauth_of(http.oauth, uid)
     tls = None if http.tls is None else certificate(http.tls, uid)
+    if tls is not None and oauth is not None:
+        oauth.ask_certificates(tls)
     listener = socket.socket(socket.AF_INET6 if ":" in listen.host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         # Not SO_REUSEPORT: another process of the same uid could take a share of our clients.
@@ -92,8 +99,18 @@ def http_listener(http: HttpConfig, uid: int) -> HttpListener:
         authenticate=senders.of,
         hosts=frozenset(http.allowed_hosts or default_hosts(listen)),
         origins=frozenset(http.allowed_origins),
+        oauth=oauth,
     )
     return HttpListener(socket=listener, rules=rules, tls=tls)
+
+
+def oauth_of(config: OAuthConfig | None, uid: int) -> OAuthFront | None:
+    """What is configured of OAuth, with its files read. Raises FumehoodError."""
+    if config is None:
+        return None
+    from fumehood.gateway.oauth.given import read_front
+
+    return read_front(config, uid)
 
 
 def certificate(tls: TlsConfig, uid: int) -> ssl.SSLContext:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fumehood.gateway.protocol import Era
-from fumehood.model import Sender
+from fumehood.model import Proof, Sender
 
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -18,13 +18,14 @@ class Client:
 
     `sender` is the transport's word (the process's own uid, SO_PEERCRED, a bearer token), never the client's. `connection` is
     an unguessable name of ours for what lasts between requests: a stdio or unix connection, an older client's HTTP
-    session; None where nothing does. `capabilities` are as it declared them.
+    session; None where nothing does. `capabilities` are as it declared them; `proof` is what this very request showed of its origin.
     """
 
     era: Era
     capabilities: Mapping[str, Any]
     sender: Sender
     connection: str | None = None
+    proof: Proof | None = None
 
 
 class Channel(Protocol):

@@ -98,7 +98,7 @@ class Upstream:
 
     def call_of(self, client: Client, wanted: Wanted) -> ToolCall:
         """The call that a request becomes."""
-        return self._call(client.sender, wanted.kind, wanted.name, wanted.arguments)
+        return replace(self._call(client.sender, wanted.kind, wanted.name, wanted.arguments), proof=client.proof)
 
     async def carry(self, client: Client, wanted: Wanted, call: ToolCall, relay: Relay) -> tuple[Outcome, str | None]:
         """Judge a call and run it: its outcome, and the handle of a session that began with it.
