@@ -8,11 +8,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import ssl
+import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 import httpx2
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
@@ -52,6 +57,7 @@ class FakeIssuer:
     resource: str = "https://localhost/mcp"
     algorithm: str = "ES256"
     keys: dict[str, tuple[str, AnyKey]] = field(default_factory=dict)
+    asked: list[dict[str, list[str]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.keys:
@@ -136,10 +142,56 @@ class DPoP(httpx2.Auth):
     def __init__(self, holder: Holder) -> None:
         self.holder = holder
 
-    def auth_flow(self, request: httpx2.Request) -> Iterator[httpx2.Response]:  # type: ignore[override] # a generator that is sent answers
+    def auth_flow(self, request: httpx2.Request) -> Generator[httpx2.Request, httpx2.Response, None]:
         for last in (False, True):
             request.headers.update(self.holder.headers(request.method))
-            answer = yield request  # type: ignore[misc]
+            answer = yield request
             self.holder.nonce = answer.headers.get("dpop-nonce", self.holder.nonce)
             if answer.status_code != 401 or last or "use_dpop_nonce" not in answer.headers.get("www-authenticate", ""):
                 return
+
+
+@contextmanager
+def served(issuer: FakeIssuer, tls: ssl.SSLContext) -> Iterator[FakeIssuer]:
+    """The issuer on HTTPS at a free port of loopback, its name with it: keys, metadata, and tokens for the one client it knows.
+
+    A client asks with its id and a secret, and names the resource (RFC 8707); what it asked for is what it gets.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            endpoints = {"token_endpoint": f"{issuer.issuer}/token", "authorization_endpoint": f"{issuer.issuer}/authorize"}
+            known = {
+                "/jwks": issuer.jwks(),
+                "/.well-known/oauth-authorization-server": json.dumps(
+                    {"issuer": issuer.issuer, "response_types_supported": ["code"], **endpoints}
+                ),
+            }
+            self.answer(200 if self.path in known else 404, known.get(self.path, "{}"))
+
+        def do_POST(self) -> None:
+            form = parse_qs(self.rfile.read(int(self.headers["content-length"])).decode())
+            issuer.asked.append(form)
+            token = issuer.token(aud=form["resource"][0], scope=form.get("scope", [""])[0])
+            self.answer(200, json.dumps({"access_token": token, "token_type": "Bearer", "expires_in": 300}))
+
+        def answer(self, status: int, body: str) -> None:
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        issuer.issuer = f"https://localhost:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield issuer
+        finally:
+            server.shutdown()
+            thread.join()

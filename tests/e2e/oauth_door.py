@@ -23,7 +23,7 @@ from fumehood.app import SystemClock
 from fumehood.gateway import http_server
 from fumehood.gateway.http_head import Rules
 from fumehood.gateway.oauth.given import OAuthFront
-from fumehood.ports import Outward, Ports
+from fumehood.ports import Ledger, Outward, Ports
 
 HOSTS = frozenset({"127.0.0.1", "localhost"})
 
@@ -46,7 +46,7 @@ class OAuthDoor(Door):
     """A door with TLS. `identity` are the files of the client's certificate and key."""
 
     rules: Rules = field(kw_only=True)
-    ledger: FakeLedger = field(kw_only=True)
+    ledger: Any = field(kw_only=True)
     clock: Clock = field(kw_only=True)
     identity: tuple[Path, Path] | None = None
 
@@ -82,7 +82,7 @@ def front_of(issuer: FakeIssuer, *others: FakeIssuer, **config: Any) -> OAuthFro
 
 
 @asynccontextmanager
-async def oauth_door(front: OAuthFront, ledger: FakeLedger | None = None, outward: Outward | None = None) -> AsyncIterator[OAuthDoor]:
+async def oauth_door(front: OAuthFront, ledger: Ledger | None = None, outward: Outward | None = None) -> AsyncIterator[OAuthDoor]:
     """A gateway on HTTPS before our `peer`."""
     spine, socket_, clock = FakeSpine(), listener(), Clock()
     ledger = ledger or FakeLedger()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,6 +16,7 @@ from fakes import FakeLedger
 from fumehood.gateway.oauth import resource
 from fumehood.model import Proof
 from fumehood.oauth_config import Binding
+from ledgers import client, running
 
 pytestmark = pytest.mark.anyio
 PROOF = "invalid_dpop_proof"
@@ -191,6 +193,26 @@ async def test_a_proof_sent_again_to_a_second_gateway_that_would_know_its_nonce(
         assert (await door.ask("server/discover", **headers)).status == 200
         denied(await second.ask("server/discover", **headers), 401, PROOF, "taken before")
         assert (await second.by(holder)).status == 200
+
+
+async def test_a_proof_sent_again_after_everything_was_killed_by_a_ledger_that_is_another_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(resource.proofs.secrets, "token_bytes", lambda size: b"k" * size)
+    issuer = FakeIssuer()
+    front = front_of(issuer)
+    with running(tmp_path / "ledger") as first:
+        async with client(first) as ledger, oauth_door(front, ledger) as door:
+            holder = await door.ready(issuer)
+            headers = holder.headers()
+            assert (await door.ask("server/discover", **headers)).status == 200
+            first.process.kill()
+            first.process.wait()
+            await unheard(door, holder)
+    with running(tmp_path / "ledger", runtime="r2") as second:
+        async with client(second) as ledger, oauth_door(front, ledger) as door:
+            denied(await door.ask("server/discover", **headers), 401, PROOF, "taken before")
+            assert (await door.by(holder)).status == 200
 
 
 async def test_a_nonce_of_another_gateway_or_of_before_a_restart() -> None:
