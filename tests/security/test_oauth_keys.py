@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 from http_door import Answer
-from oauth_door import OAuthDoor, denied, oauth_door
+from oauth_door import Clock, OAuthDoor, denied, oauth_door
 from remote_world import LOOPBACK, Asked, Say, Script, answer, authority, scripted
 
 from fake_issuer import FakeIssuer, generated, oauth_config
@@ -137,8 +137,8 @@ async def _aged(door: OAuthDoor, issuer: FakeIssuer) -> Answer:
     return await door.with_token(issuer.token(iat=claims["iat"] + door.clock.ahead_s, exp=claims["exp"] + door.clock.ahead_s))
 
 
-def _redirect(_issuer: FakeIssuer) -> bytes:
-    return answer(b"", "307 Temporary Redirect", Location="https://localhost/elsewhere")
+def _redirect(issuer: FakeIssuer) -> bytes:
+    return answer(issuer.jwks().encode(), "307 Temporary Redirect", Location="https://localhost/elsewhere")
 
 
 def _large(issuer: FakeIssuer) -> bytes:
@@ -212,22 +212,24 @@ async def test_an_issuer_that_does_not_answer_holds_up_nobody_else_and_not_for_l
                 unheard(await door.with_token(issuer.token()))
 
 
-async def test_who_asked_first_cannot_keep_the_keys_from_others_by_hanging_up() -> None:
+async def test_who_asked_first_cannot_keep_the_keys_from_others_by_leaving() -> None:
     issuer, go_on = FakeIssuer(), anyio.Event()
 
     async def slow(_asked: Asked, writer: asyncio.StreamWriter) -> None:
         await go_on.wait()
         writer.write(answer(issuer.jwks().encode()))
 
-    async with published(slow, issuer) as (door, script):
-        async with await door.connect() as stream:
-            body = b'{"jsonrpc":"2.0","id":1,"method":"server/discover","params":{}}'
-            await stream.send(door.head(authorization=f"Bearer {issuer.token({'kid': 'x'})}", content_length=str(len(body))) + body)
+    async with scripted(slow) as script:
+        (config,) = by_url(issuer, script.url).config.issuers
+        store = fetching.KeyStore(config, None, Outward(authorities=authority().pem), Clock())
+        async with anyio.create_task_group() as first:
+            first.start_soon(store.freshen, ("x", "ES256"))
             with anyio.fail_after(10):
                 while not script.asked:  # noqa: ASYNC110 - another task's progress
                     await anyio.sleep(0.01)
-        go_on.set()
-        assert (await door.with_token(issuer.token())).status == 200
+            first.cancel_scope.cancel()
+            go_on.set()
+        assert store.find(("k1", "ES256")) is not None
         assert len(script.asked) == 1
 
 

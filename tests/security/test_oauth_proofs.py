@@ -184,7 +184,7 @@ async def test_a_proof_sent_twice() -> None:
 
 
 async def test_a_proof_sent_again_to_a_second_gateway_that_would_know_its_nonce(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource.proofs.secrets, "token_bytes", lambda size: b"k" * size)  # so that the ledger alone refuses
+    monkeypatch.setattr(resource.dpop.secrets, "token_bytes", lambda size: b"k" * size)  # so that the ledger alone refuses
     issuer, ledger = FakeIssuer(), FakeLedger()
     front = front_of(issuer)
     async with oauth_door(front, ledger) as door, oauth_door(front, ledger) as second:
@@ -198,7 +198,7 @@ async def test_a_proof_sent_again_to_a_second_gateway_that_would_know_its_nonce(
 async def test_a_proof_sent_again_after_everything_was_killed_by_a_ledger_that_is_another_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(resource.proofs.secrets, "token_bytes", lambda size: b"k" * size)
+    monkeypatch.setattr(resource.dpop.secrets, "token_bytes", lambda size: b"k" * size)
     issuer = FakeIssuer()
     front = front_of(issuer)
     with running(tmp_path / "ledger") as first:
@@ -322,6 +322,6 @@ async def test_a_session_is_its_senders_whatever_key_he_has() -> None:
 
 def test_the_thumbprint_is_that_of_rfc_7638() -> None:
     holder = Holder(FakeIssuer(), "https://localhost/mcp")
-    assert resource.proofs.thumbprint_of(holder.key.as_dict(private=False)) == holder.thumbprint
+    assert resource.dpop.thumbprint_of(holder.key.as_dict(private=False)) == holder.thumbprint
     shown = Proof(method="dpop", key=holder.thumbprint, nonce="n", until_s=0)
     assert len(shown.key) == 43

@@ -16,7 +16,7 @@ import anyio
 from fumehood.faults import LedgerGone, Refused
 from fumehood.gateway import http_head
 from fumehood.gateway.http_head import Claimant, Head, Refusal
-from fumehood.gateway.oauth import challenges, proofs, tokens
+from fumehood.gateway.oauth import answers, dpop, tokens
 from fumehood.gateway.oauth.fetching import KeyStore
 from fumehood.gateway.oauth.given import OAuthFront
 from fumehood.gateway.oauth.signed import Signed, UnfitError, read, verifies
@@ -38,7 +38,7 @@ class ResourceServer:
         self.front = front
         self._config = front.config
         self._ports = ports
-        self.nonces: proofs.Nonces = proofs.Nonces() if before is None else before.nonces
+        self.nonces: dpop.Nonces = dpop.Nonces() if before is None else before.nonces
         self.stores: dict[str, KeyStore] = {}
         for each in front.config.issuers:
             kept = None if before is None else before.stores.get(each.issuer)
@@ -56,7 +56,7 @@ class ResourceServer:
         except UnfitError as error:
             if error.error == _UNAVAILABLE:
                 return Refusal(503, str(error), ((b"retry-after", b"5"),))
-            return challenges.refusal(self._config, error, self.nonces.new(now_s))
+            return answers.refusal(self._config, error, self.nonces.new(now_s))
         if is_stale:
             extra = ((b"dpop-nonce", self.nonces.new(now_s).encode()),)
         return http_head.admitted(claimant.method, claimant.headers, sender, proof, extra)
@@ -112,7 +112,7 @@ class ResourceServer:
         text = claimant.headers.get("dpop")
         if text is None:
             raise UnfitError("invalid_dpop_proof", "a DPoP proof is needed")
-        return proofs.prove(
+        return dpop.prove(
             text, bound.key, token, method=claimant.method, url=self._config.url, nonces=self.nonces, now_s=now_s
         )
 
