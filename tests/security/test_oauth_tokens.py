@@ -246,6 +246,13 @@ async def test_no_token_is_logged_or_shown_to_the_server_behind(caplog: pytest.L
         refused = await door.with_token(wrong)
         for shown in (caplog.text, answer.body.decode(), refused.body.decode(), str(refused.headers)):
             assert not any(part in shown for each in (token, wrong) for part in each.split("."))
+    async with oauth_door(front_of(issuer)) as door:
+        holder = await door.ready(issuer)
+        headers = holder.headers()
+        answer = await door.call("wire", **headers)
+        assert answer.status == 200
+        sent = (*holder.token.split("."), *headers["dpop"].split("."))
+        assert not any(part in shown for part in sent for shown in (caplog.text, answer.body.decode()))
 
 
 async def test_a_description_that_a_host_header_would_poison() -> None:
