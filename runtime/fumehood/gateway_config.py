@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fumehood.oauth_config import OAuthConfig
 
 MAX_SERVERS = 64
+MAX_UNIX_USERS = 16
 SOCKET_PATH_BYTES = 107  # what fits into a sockaddr_un
 
 _HOST_NAME = re.compile(r"(?!.*\.\.)[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -101,11 +102,12 @@ class HttpConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
-    """The whole section; servers in the order of the file."""
+    """The whole section; servers in the order of the file. `unix_users` (name, uid) are served on the unix socket beside its owner."""
 
     servers: tuple[ServerConfig, ...] = ()
     http: HttpConfig | None = None
     unix: str | None = None
+    unix_users: tuple[tuple[str, int], ...] = ()
 
 
 def listen_of(text: str) -> Listen:

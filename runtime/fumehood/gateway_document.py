@@ -124,9 +124,12 @@ class HttpDocument(Strict):
 
 
 class UnixDocument(Strict):
-    """The gateway on a unix socket of mode 0600, for processes of the operator's own uid."""
+    """The gateway on a unix socket, for processes of the operator's own uid, and of the users that are named."""
 
     path: SocketPath = Field(description="Where the socket is made.")
+    users: dict[Name, Annotated[int, Field(ge=0, lt=2**32 - 1)]] = Field(
+        default_factory=dict, max_length=values.MAX_UNIX_USERS, description="Further users, NAME: UID. Default: none."
+    )
 
 
 class GatewayDocument(Strict):
@@ -151,6 +154,7 @@ def judge(document: GatewayDocument, source: Source) -> Iterator[Problem]:
         if server.upstream is not None and server.upstream.resource is not None and server.upstream.credential is None:
             yield source.problem((*at, "upstream", "resource"), "expected `credential` beside it: it says what its token is for")
     http = document.http
+    yield from _judge_users({} if document.unix is None else document.unix.users, source)
     if http is not None and http.listen is not None:
         listen = values.listen_of(http.listen)
         wrong = values.exposed(listen, tls=http.tls is not None, allowed_hosts=bool(http.allowed_hosts))
@@ -160,6 +164,14 @@ def judge(document: GatewayDocument, source: Source) -> Iterator[Problem]:
         yield source.problem(("gateway", "http"), "expected `tokens_file` or `oauth`: HTTP is served only to senders with a token")
     if http is not None and http.oauth is not None:
         yield from _judge_oauth(http, http.oauth, source)
+
+
+def _judge_users(users: dict[str, int], source: Source) -> Iterator[Problem]:
+    seen: set[int] = set()
+    for name, uid in users.items():
+        if uid in seen:
+            yield source.problem(("gateway", "unix", "users", name), f"expected each uid once, found {uid} again")
+        seen.add(uid)
 
 
 def _judge_oauth(http: HttpDocument, section: dict[str, Any], source: Source) -> Iterator[Problem]:
@@ -191,6 +203,7 @@ def plain(document: GatewayDocument) -> values.GatewayConfig:
         ),
         http=None if http is None else _http(http),
         unix=None if document.unix is None else document.unix.path,
+        unix_users=() if document.unix is None else tuple(document.unix.users.items()),
     )
 
 

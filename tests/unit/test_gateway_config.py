@@ -26,7 +26,7 @@ gateway:
     tls: {certificate: /etc/fumehood/c.pem, key: /etc/fumehood/k.pem}
     allowed_hosts: [Tools.Example.org, "::1"]
     allowed_origins: ["https://app.example.org:8443"]
-  unix: {path: /run/fumehood.sock}
+  unix: {path: /run/fumehood.sock, users: {alice: 1001, ci: 998}}
 """
     assert config.parse(text, "f").gateway == GatewayConfig(
         servers=(
@@ -47,6 +47,7 @@ gateway:
             allowed_origins=("https://app.example.org:8443",),
         ),
         unix="/run/fumehood.sock",
+        unix_users=(("alice", 1001), ("ci", 998)),
     )
     assert config.parse("boxes: 1", "f").gateway is None
     assert config.parse("gateway:", "f").gateway is None
@@ -98,6 +99,11 @@ HTTP = "gateway: {http: {tokens_file: /t, %s}}"
         (HTTP % "allowed_origins: ['*']", "gateway.http.allowed_origins[0]: expected scheme://host[:port]"),
         (HTTP % "allowed_origins: ['null']", "gateway.http.allowed_origins[0]: expected scheme://host[:port]"),
         (HTTP % "tls: {certificate: /c}", "gateway.http.tls.key: expected this field"),
+        ("gateway: {unix: {path: /s, users: {a: x}}}", "f:1:39: gateway.unix.users.a: expected a whole number"),
+        ("gateway: {unix: {path: /s, users: {a: -1}}}", "gateway.unix.users.a: expected"),
+        ("gateway: {unix: {path: /s, users: {a: 4294967295}}}", "gateway.unix.users.a: expected"),
+        ("gateway: {unix: {path: /s, users: {A: 1}}}", "expected a name of a-z"),
+        ("gateway: {unix: {path: /s, users: {a: 1, b: 1}}}", "gateway.unix.users.b: expected each uid once, found 1 again"),
         ("gateway: {unix: {path: s}}", "f:1:24: gateway.unix.path: expected an absolute path"),
         ("gateway: {unix: {path: /%s}}" % ("a" * 107), "gateway.unix.path: expected a path of at most 107 bytes"),
     ],

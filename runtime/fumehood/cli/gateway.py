@@ -161,7 +161,7 @@ def _serve_configured(config: str | None, http: str | None, unix: Path | None) -
     served = reader.read(fronts)
     settings = launch.with_workspace(settings, *(server.workspace_fd for server in served.servers))
     path = None if served.unix is None else Path(served.unix)
-    listening = opened(reader.listens(fronts), path, settings.caller_uid)
+    listening = opened(reader.listens(fronts), path, settings.caller_uid, served.unix_users)
     again = partial(reread, settings, fronts, served)
     with launch.started(settings, lambda: served, reread=again) as processes:
         import anyio
@@ -301,7 +301,7 @@ async def _transports(
         if listening.unix is not None:
             from fumehood.gateway import unix
 
-            tasks.start_soon(unix.serve, front, listening.unix, {runtime.sender.uid: runtime.sender}.get)
+            tasks.start_soon(unix.serve, front, listening.unix, unix.senders(runtime.sender, listening.users).get)
             print(f"listening on unix:{listening.path}", file=sys.stderr, flush=True)  # noqa: T201
 
 

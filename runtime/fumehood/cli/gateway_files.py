@@ -66,7 +66,8 @@ def check(config: Config = None, *, as_json: AsJson = False) -> None:
     except FumehoodError as error:
         common.append(error)
     listens = {"http": None if http is None else _http_facts(http)}
-    said = {"file": found.file, "servers": [_facts(row) for row in rows], **listens, "unix": reader.gateway.unix}
+    local = {"unix": reader.gateway.unix, "unix_users": dict(reader.gateway.unix_users)}
+    said = {"file": found.file, "servers": [_facts(row) for row in rows], **listens, **local}
     if as_json:
         typer.echo(json.dumps({**said, "problems": [_problem(each) for each in common]}, indent=2))
     else:
@@ -188,6 +189,6 @@ def _print(file: str | None, rows: list[_Row], said: dict[str, Any], common: lis
         elif oauth:
             console.print(f"access tokens for {oauth['resource']}, bound by {oauth['binding']}")
     if said["unix"] is not None:
-        console.print(f"unix socket {said['unix']}")
+        console.print(f"unix socket {said['unix']} for " + ", ".join(["its owner", *said["unix_users"]]))
     for error in (*(each for row in rows for each in row.problems), *common):
         console.print(str(error))

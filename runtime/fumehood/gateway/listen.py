@@ -12,6 +12,8 @@ import os
 import socket
 import ssl
 import stat
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
     from fumehood.gateway.oauth.given import OAuthFront
     from fumehood.oauth_config import OAuthConfig
 
+Users = Sequence[tuple[str, int]]
+"""Further users of a unix socket: name and uid."""
 _BACKLOG = 128
+_NO_ID = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +65,18 @@ class Listening:
     http: HttpListener | None = None
     unix: socket.socket | None = None
     path: Path | None = None
+    users: Users = ()
 
 
-def opened(http: HttpConfig | None, unix: Path | None, uid: int) -> Listening | None:
+def opened(http: HttpConfig | None, unix: Path | None, uid: int, users: Users = ()) -> Listening | None:
     """Listen on what is configured, for the operator `uid`; None when that is nothing. Raises FumehoodError."""
     if http is None and unix is None:
         return None
     return Listening(
         http=None if http is None else http_listener(http, uid),
-        unix=None if unix is None else unix_listener(unix, uid),
+        unix=None if unix is None else unix_listener(unix, uid, users),
         path=unix,
+        users=users,
     )
 
 
@@ -127,8 +134,8 @@ def certificate(tls: TlsConfig, uid: int) -> ssl.SSLContext:
     return context
 
 
-def unix_listener(path: Path, uid: int) -> socket.socket:
-    """A listening socket at `path`, of this process's uid and mode 0600. Raises FumehoodError."""
+def unix_listener(path: Path, uid: int, users: Users = ()) -> socket.socket:
+    """A listening socket at `path`, of this process's uid and mode 0600, that `users` can connect to as well. Raises FumehoodError."""
     if len(os.fsencode(path.absolute())) > SOCKET_PATH_BYTES:
         detail = f"{path}: the kernel takes at most {SOCKET_PATH_BYTES} bytes"
         raise FumehoodError(Reason.CONFIG_INVALID, detail, remedy="Use a shorter path.")
@@ -149,6 +156,8 @@ def unix_listener(path: Path, uid: int) -> socket.socket:
             listener.bind(name)
         finally:
             os.umask(before)
+        if users:
+            _let_in(name, path, users)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
     except OSError as error:
@@ -160,6 +169,21 @@ def unix_listener(path: Path, uid: int) -> socket.socket:
     finally:
         os.close(folder)
     return listener
+
+
+def _let_in(name: str, path: Path, users: Users) -> None:
+    """Have the kernel let these users connect, and nobody else: a mode for all would let every stranger fill the queue."""
+    try:
+        os.setxattr(name, "system.posix_acl_access", access_list([uid for _, uid in users]))
+    except OSError as error:
+        detail = f"{path}: its file system keeps no access list for `gateway.unix.users`: {error.strerror}"
+        raise FumehoodError(Reason.CONFIG_INVALID, detail, remedy="Use a path on another file system, such as /run.") from error
+
+
+def access_list(uids: Sequence[int]) -> bytes:
+    """Reading and writing for the owner and these users, as in posix_acl_xattr.h: version 2, then tag, rights and id of each."""
+    entries = [(0x01, 6, _NO_ID), *((0x02, 6, uid) for uid in sorted(uids)), (0x04, 0, _NO_ID), (0x10, 6, _NO_ID), (0x20, 0, _NO_ID)]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
 def _clear(name: str, path: Path, uid: int) -> None:

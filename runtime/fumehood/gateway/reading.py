@@ -79,7 +79,7 @@ class Reader:
             http, unix = self.http(fronts), self.unix(fronts)
             self.keep_apart(servers, unix)
             held.pop_all()
-            return ServedSet(servers=tuple(servers), http=http, unix=unix)
+            return ServedSet(servers=tuple(servers), http=http, unix=unix, unix_users=self.gateway.unix_users)
 
     def server(self, asked: ServerConfig) -> Served:
         """One server. Raises FumehoodError, its detail beginning with the server's place in the file."""

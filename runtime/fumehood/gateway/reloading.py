@@ -43,6 +43,8 @@ def reread(begun: Settings, fronts: Fronts, serving: ServedSet) -> Revision:
         raise _only_at_the_start("what `gateway.http.oauth.client_authorities` holds")
     if served.unix != serving.unix:
         raise _only_at_the_start("`gateway.unix.path`")
+    if served.unix_users != serving.unix_users:  # the socket's access list is its maker's
+        raise _only_at_the_start("`gateway.unix.users`")
     allowed = launch.with_workspace(now, *(server.workspace_fd for server in served.servers)).workspace_roots
     return Revision(Allowed(allowed or (), now.mount_roots), parts_of(served))
 

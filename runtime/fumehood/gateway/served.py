@@ -81,6 +81,7 @@ class ServedSet:
     servers: tuple[Served, ...]
     http: HttpFront | None = None
     unix: str | None = None
+    unix_users: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse names under which tools of two servers could be mistaken. Raises ValueError."""
@@ -111,6 +112,7 @@ def parts_of(served: ServedSet) -> tuple[Part, ...]:
             "listen": asdict(http.listen), "hosts": http.allowed_hosts, "origins": http.allowed_origins, "oauth": len(pieces),
         },
         "unix": served.unix,
+        "unix_users": served.unix_users,
     }  # fmt: skip
     return (*map(_part_of, served.servers), *senders, Part({"fronts": fronts}))
 
@@ -132,7 +134,7 @@ def set_of(parts: Iterable[Part]) -> ServedSet:
         if fronts["servers"] != len(servers):
             raise ValueError("expected as many servers as were announced")
         http = None if fronts["http"] is None else _http_of(fronts["http"], by_kind, pieces)
-        return ServedSet(servers=tuple(servers), http=http, unix=fronts["unix"])
+        return ServedSet(servers=tuple(servers), http=http, unix=fronts["unix"], unix_users=tuple(map(tuple, fronts["unix_users"])))
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ValueError(f"not the parts of a served set: {error!r}") from error
 

@@ -53,7 +53,8 @@ def oauth(**changes: Any) -> OAuthFront:
 @pytest.mark.parametrize("http", [None, front(), front(tls=None, allowed_origins=()), front(oauth=oauth()), front(oauth=oauth(authorities=None))])
 @pytest.mark.parametrize("unix", [None, "/run/s"])
 def test_a_set_arrives_as_it_was_sent(http: HttpFront | None, unix: str | None) -> None:
-    served = ServedSet(servers=(server("a"), server("b")), http=http, unix=unix)
+    users = () if unix is None else (("alice", 1001),)
+    served = ServedSet(servers=(server("a"), server("b")), http=http, unix=unix, unix_users=users)
     assert set_of(sent(served)) == served
     if http is not None:
         arrived = set_of(sent(served)).http
