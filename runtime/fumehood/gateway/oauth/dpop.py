@@ -91,7 +91,7 @@ def prove(text: str, thumbprint: str, token: str, *, method: str, url: str, nonc
     if key is None or proof.algorithm not in keys.algorithms_of(key) or not verifies(proof, key, proof.algorithm):
         raise UnfitError(_INVALID, "the DPoP proof's signature does not verify")
     if proof.claims.get("htm") != method or not _same_url(proof.claims.get("htu"), url):
-        raise UnfitError(_INVALID, f"the DPoP proof is for another method or URL than {method} {url}")
+        raise UnfitError(_INVALID, f"the DPoP proof is for another method or URL than this request's to {url}")
     if proof.claims.get("ath") != _b64(hashlib.sha256(token.encode()).digest()):
         raise UnfitError(_INVALID, "the DPoP proof is for another token")
     number, until_s = _once(proof.claims, now_s)

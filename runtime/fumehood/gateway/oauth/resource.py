@@ -49,19 +49,18 @@ class ResourceServer:
 
     async def introduce(self, claimant: Claimant) -> Head | Refusal:
         """Say whose request this is, or why it is nobody's."""
-        now_s = self._ports.clock.wall_s()
-        extra: tuple[tuple[bytes, bytes], ...] = ()
+        clock = self._ports.clock
         try:
-            sender, proof, is_stale = await self._believed(claimant, now_s)
+            sender, proof, is_stale = await self._believed(claimant)
         except UnfitError as error:
             if error.error == _UNAVAILABLE:
                 return Refusal(503, str(error), ((b"retry-after", b"5"),))
-            return answers.refusal(self._config, error, self.nonces.new(now_s))
-        if is_stale:
-            extra = ((b"dpop-nonce", self.nonces.new(now_s).encode()),)
-        return http_head.admitted(claimant.method, claimant.headers, sender, proof, extra)
+            return answers.refusal(self._config, error, self.nonces.new(clock.wall_s()))
+        fresh = ((b"dpop-nonce", self.nonces.new(clock.wall_s()).encode()),) if is_stale else ()
+        return http_head.admitted(claimant.method, claimant.headers, sender, proof, fresh)
 
-    async def _believed(self, claimant: Claimant, now_s: float) -> tuple[Sender, Proof | None, bool]:
+    async def _believed(self, claimant: Claimant) -> tuple[Sender, Proof | None, bool]:
+        """Whose it is, what it showed, and whether the nonce of that should be replaced. Raises UnfitError."""
         found = _CREDENTIALS.fullmatch(claimant.headers.get("authorization", ""))
         if found is None:
             raise UnfitError("", "an access token is needed")
@@ -69,6 +68,7 @@ class ResourceServer:
         signed = read(token, tokens.TOKEN_CHARACTERS, "invalid_token", "token")
         issuer = tokens.issuer_of(signed, self._config)
         await self._verify(signed, issuer)
+        now_s = self._ports.clock.wall_s()  # only now: the issuer may have taken its time
         tokens.judge(signed.claims, issuer, self._config.resource, now_s)
         bound = tokens.confirmation_of(signed.claims)
         shown, is_stale = self._shown(claimant, bound, token if by_proof else None, now_s)
