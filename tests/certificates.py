@@ -94,13 +94,13 @@ class Authority:
         """What clients trust."""
         return self.certificate.public_bytes(_PEM).decode()
 
-    def certify(self, *names: str) -> Certified:
+    def certify(self, *names: str, usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.SERVER_AUTH) -> Certified:
         """A certificate for these names and addresses."""
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(names[0], self.name, key.public_key())
         builder = builder.add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         certificate = builder.add_extension(authority, critical=False).sign(self._key, hashes.SHA256())
         private = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())

@@ -10,8 +10,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fumehood.oauth_config import OAuthConfig
 
 MAX_SERVERS = 64
+MAX_UNIX_USERS = 16
 AUDIENCE = "fumehood"
 AUDIENCE_PATTERN = r"[!-~]{1,256}"
 SOCKET_PATH_BYTES = 107  # what fits into a sockaddr_un
@@ -102,24 +107,29 @@ class EnvelopeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpConfig:
-    """The HTTP front. Without `listen` it is there for `--http` alone; without `allowed_hosts` its own address is meant."""
+    """The HTTP front. Without `listen` it is there for `--http` alone; without `allowed_hosts` its own address is meant.
 
-    tokens_file: str
+    There is a `tokens_file`, or `oauth`, or both.
+    """
+
+    tokens_file: str | None = None
     listen: Listen | None = None
     tls: TlsConfig | None = None
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
+    oauth: OAuthConfig | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
-    """The whole section; servers in the order of the file."""
+    """The whole section; servers in the order of the file. `unix_users` (name, uid) are served on the unix socket beside its owner."""
 
     servers: tuple[ServerConfig, ...] = ()
     http: HttpConfig | None = None
     unix: str | None = None
     unix_envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
+    unix_users: tuple[tuple[str, int], ...] = ()
 
 
 def is_audience(text: str) -> bool:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from fumehood import gateway_config as values
 from fumehood.profile.fields import AbsolutePath, Name, Strict, Text, duration, expected, matching
 from fumehood.profile.files import NAME_PATTERN
-from fumehood.profile.problems import Problem
+from fumehood.profile.problems import Problem, Problems
 from fumehood.profile.source import Source
+from fumehood.profile.validation import validate_part
+
+if TYPE_CHECKING:
+    from fumehood.oauth_config import OAuthConfig
 
 # No underscore: the first `__` of a prefixed tool's name always ends the server's, so no two servers' tools collide.
 SERVER_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
@@ -106,14 +110,23 @@ class EnvelopeDocument(Strict):
     clock_skew: Annotated[float, *duration(0, 30)] = Field(default=5.0, description="How far a sender's clock may be off.")
 
 
+OAuthSection = Annotated[
+    dict[str, Any],
+    WithJsonSchema({"type": "object", "description": "Access tokens of OAuth issuers; docs/oauth.md has its fields."}),
+]
+
+
 class HttpDocument(Strict):
-    """The gateway over HTTP, for senders with a token."""
+    """The gateway over HTTP, for senders with a token: one of `tokens_file`, or an access token by `oauth`."""
 
     listen: Annotated[str, _checked(values.listen_of)] | None = Field(
         default=None,
         description="HOST:PORT with a literal address; beyond loopback only with `tls`. Default: --http's.",
     )
-    tokens_file: AbsolutePath = Field(description="Lines NAME:SHA256, mode 0600; `fumehood gateway token` writes them.")
+    tokens_file: AbsolutePath | None = Field(
+        default=None, description="Lines NAME:SHA256, mode 0600; `fumehood gateway token` writes them."
+    )
+    oauth: OAuthSection | None = None
     tls: TlsDocument | None = Field(default=None, description="Serve HTTPS.")
     allowed_hosts: tuple[Annotated[str, _checked(values.host_of)], ...] = Field(
         default=(), strict=False, description="Names in a Host header, without ports. Default: the address itself."
@@ -125,10 +138,13 @@ class HttpDocument(Strict):
 
 
 class UnixDocument(Strict):
-    """The gateway on a unix socket of mode 0600, for processes of the operator's own uid."""
+    """The gateway on a unix socket, for processes of the operator's own uid, and of the users that are named."""
 
     path: SocketPath = Field(description="Where the socket is made.")
     envelope: EnvelopeDocument = Field(default_factory=EnvelopeDocument, description="Whether requests are signed.")
+    users: dict[Name, Annotated[int, Field(ge=0, lt=2**32 - 1)]] = Field(
+        default_factory=dict, max_length=values.MAX_UNIX_USERS, description="Further users, NAME: UID. Default: none."
+    )
 
 
 class GatewayDocument(Strict):
@@ -153,11 +169,39 @@ def judge(document: GatewayDocument, source: Source) -> Iterator[Problem]:
         if server.upstream is not None and server.upstream.resource is not None and server.upstream.credential is None:
             yield source.problem((*at, "upstream", "resource"), "expected `credential` beside it: it says what its token is for")
     http = document.http
+    yield from _judge_users({} if document.unix is None else document.unix.users, source)
     if http is not None and http.listen is not None:
         listen = values.listen_of(http.listen)
         wrong = values.exposed(listen, tls=http.tls is not None, allowed_hosts=bool(http.allowed_hosts))
         if wrong is not None:
             yield source.problem(("gateway", "http", "listen"), wrong)
+    if http is not None and http.tokens_file is None and http.oauth is None:
+        yield source.problem(("gateway", "http"), "expected `tokens_file` or `oauth`: HTTP is served only to senders with a token")
+    if http is not None and http.oauth is not None:
+        yield from _judge_oauth(http, http.oauth, source)
+
+
+def _judge_users(users: dict[str, int], source: Source) -> Iterator[Problem]:
+    seen: set[int] = set()
+    for name, uid in users.items():
+        if uid in seen:
+            yield source.problem(("gateway", "unix", "users", name), f"expected each uid once, found {uid} again")
+        seen.add(uid)
+
+
+def _judge_oauth(http: HttpDocument, section: dict[str, Any], source: Source) -> Iterator[Problem]:
+    """Validated here and not with the rest, so that its model is made only where there is such a section."""
+    from fumehood import oauth_document
+
+    try:
+        read = validate_part(source, oauth_document.OAuthDocument, ("gateway", "http", "oauth"), section)
+    except Problems as wrong:
+        yield from wrong.problems
+        return
+    hosts = tuple(map(values.host_of, http.allowed_hosts)) or None
+    if hosts is None and http.listen is not None:
+        hosts = values.default_hosts(values.listen_of(http.listen))
+    yield from oauth_document.judge(read, source, tls=http.tls is not None, hosts=hosts)
 
 
 def plain(document: GatewayDocument) -> values.GatewayConfig:
@@ -175,6 +219,7 @@ def plain(document: GatewayDocument) -> values.GatewayConfig:
         http=None if http is None else _http(http),
         unix=None if document.unix is None else document.unix.path,
         **({} if document.unix is None else {"unix_envelope": _envelope(document.unix.envelope)}),
+        unix_users=() if document.unix is None else tuple(document.unix.users.items()),
     )
 
 
@@ -192,4 +237,11 @@ def _http(document: HttpDocument) -> values.HttpConfig:
         allowed_hosts=tuple(map(values.host_of, document.allowed_hosts)),
         allowed_origins=document.allowed_origins,
         envelope=_envelope(document.envelope),
+        oauth=None if document.oauth is None else _oauth(document.oauth),
     )
+
+
+def _oauth(section: dict[str, Any]) -> OAuthConfig:
+    from fumehood import oauth_document
+
+    return oauth_document.plain(oauth_document.OAuthDocument.model_validate(section))

@@ -21,7 +21,7 @@ from raw_client import ENVELOPE, PEER
 
 from fumehood.faults import FumehoodError
 from fumehood.gateway import unix
-from fumehood.gateway.listen import unix_listener
+from fumehood.gateway.listen import Users, access_list, unix_listener
 from fumehood.reasons import Reason
 from signed import proofs
 
@@ -40,11 +40,11 @@ def folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def served(path: Path) -> AsyncIterator[FakeSpine]:
+async def served(path: Path, users: Users = ()) -> AsyncIterator[FakeSpine]:
     spine = FakeSpine()
-    listener = unix_listener(path, os.getuid())
+    listener = unix_listener(path, os.getuid(), users)
     async with gateway(PEER, spine) as front, anyio.create_task_group() as tasks:
-        tasks.start_soon(unix.serve, front, listener, {os.getuid(): SENDER}.get, proofs())
+        tasks.start_soon(unix.serve, front, listener, unix.senders(SENDER, users).get, proofs())
         yield spine
         tasks.cancel_scope.cancel()
     listener.close()
@@ -88,11 +88,71 @@ async def test_a_process_of_another_uid(folder: Path) -> None:
         assert (await ask(folder / "s"))["result"], "and its owner is still served"
 
 
-async def as_other(path: Path) -> subprocess.CompletedProcess[str]:
-    argv = ["setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups", "/usr/bin/python3", "-c", CONNECT, str(path)]
+async def as_other(path: Path, uid: int = OTHER, program: str = CONNECT) -> subprocess.CompletedProcess[str]:
+    argv = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "/usr/bin/python3", "-c", program, str(path)]
     return await anyio.to_thread.run_sync(
         lambda: subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
     )
+
+
+FRIEND = OTHER + 1
+CALL = """
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+    "params": {"name": "echo", "arguments": {}, "_meta": ENVELOPE}}).encode() + b"\\n")
+print(s.makefile().readline())
+""".replace("ENVELOPE", repr(ENVELOPE))
+
+
+@pytest.mark.anyio
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another uid")
+async def test_a_user_that_the_operator_named_is_served_under_that_name_and_a_stranger_is_not(folder: Path) -> None:
+    async with served(folder / "s", [("friend", FRIEND)]) as spine:
+        answered = await as_other(folder / "s", FRIEND, CALL)
+        assert json.loads(answered.stdout)["result"]["content"], answered
+        (call,) = [call for call in spine.ledger.calls.values() if call.front_door == "gateway"]
+        assert (call.sender.uid, call.sender.name) == (os.getuid(), "unix:friend")
+        kept_out = await as_other(folder / "s")
+        assert "PermissionError" in kept_out.stderr, "by the kernel, and not by us alone"
+        (folder / "s").chmod(0o666)
+        turned_away = await as_other(folder / "s")
+        assert json.loads(turned_away.stdout)["error"]["message"] == f"fumehood: uid {OTHER} may not connect"
+        assert (await ask(folder / "s"))["result"], "and its owner is served as ever"
+        assert [call.sender for call in spine.ledger.calls.values() if call.front_door == "gateway"][1:] == [SENDER]
+
+
+@pytest.mark.anyio
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another uid")
+async def test_a_named_user_cannot_take_every_connection(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unix, "MAX_USER_CONNECTIONS", 2)
+    holding = """
+import json, socket, sys
+held = []
+for _ in range(3):
+    held.append(socket.socket(socket.AF_UNIX))
+    held[-1].connect(sys.argv[1])
+print(held[-1].makefile().readline())
+"""
+    async with served(folder / "s", [("friend", FRIEND)]):
+        refused_ = await as_other(folder / "s", FRIEND, holding)
+        assert json.loads(refused_.stdout)["error"]["message"] == "fumehood: 2 connections are open"
+        assert (await ask(folder / "s"))["result"]
+
+
+def test_the_access_list_names_the_users_and_nobody_else(folder: Path) -> None:
+    listener = unix_listener(folder / "s", os.getuid(), [("a", FRIEND), ("b", OTHER)])
+    kept = os.getxattr(folder / "s", "system.posix_acl_access")
+    assert kept == access_list([OTHER, FRIEND])
+    assert stat.S_IMODE((folder / "s").stat().st_mode) & 0o007 == 0
+    listener.close()
+
+
+def test_an_owner_who_is_named_again_stays_the_owner() -> None:
+    assert unix.senders(SENDER, [("me", SENDER.uid), ("friend", FRIEND)])[SENDER.uid] == SENDER
 
 
 def refused(path: Path) -> FumehoodError:

@@ -35,7 +35,7 @@ gateway:
     allowed_hosts: [Tools.Example.org, "::1"]
     allowed_origins: ["https://app.example.org:8443"]
     envelope: {mode: required, audience: tools, clock_skew: 2s}
-  unix: {path: /run/fumehood.sock, envelope: {mode: off}}
+  unix: {path: /run/fumehood.sock, envelope: {mode: off}, users: {alice: 1001, ci: 998}}
 """
     assert config.parse(text, "f").gateway == GatewayConfig(
         servers=(
@@ -58,6 +58,7 @@ gateway:
         ),
         unix="/run/fumehood.sock",
         unix_envelope=EnvelopeConfig(mode=EnvelopeMode.OFF),
+        unix_users=(("alice", 1001), ("ci", 998)),
     )
     assert config.parse("boxes: 1", "f").gateway is None
     assert config.parse("gateway:", "f").gateway is None
@@ -97,7 +98,7 @@ HTTP = "gateway: {http: {tokens_file: /t, %s}}"
         ("gateway: {servers: {a: {profile: ../p.yaml}}}", "expected a profile's name or absolute path"),
         ("gateway: {servers: {a: {profile: p, workspace: w}}}", "expected an absolute path without `..`"),
         ("gateway: {servers: {a: {profile: p, engine: dokcer}}}", "nearest valid name: docker"),
-        ("gateway: {http: {listen: 127.0.0.1:80}}", "f:1:17: gateway.http.tokens_file: expected this field"),
+        ("gateway: {http: {listen: 127.0.0.1:80}}", "f:1:17: gateway.http: expected `tokens_file` or `oauth`"),
         (HTTP % "listen: 80", "f:1:43: gateway.http.listen: expected a string"),
         (HTTP % "listen: 127.0.0.1", "expected HOST:PORT"),
         (HTTP % "listen: 127.0.0.1:65536", "expected HOST:PORT"),
@@ -113,6 +114,11 @@ HTTP = "gateway: {http: {tokens_file: /t, %s}}"
         (HTTP % "envelope: required", "gateway.http.envelope: expected"),
         (HTTP % "envelope: {audience: a b}", "gateway.http.envelope.audience: expected a name or URL without spaces"),
         (HTTP % "envelope: {clock_skew: 60s}", "gateway.http.envelope.clock_skew: expected between 0ms and 30s"),
+        ("gateway: {unix: {path: /s, users: {a: x}}}", "f:1:39: gateway.unix.users.a: expected a whole number"),
+        ("gateway: {unix: {path: /s, users: {a: -1}}}", "gateway.unix.users.a: expected"),
+        ("gateway: {unix: {path: /s, users: {a: 4294967295}}}", "gateway.unix.users.a: expected"),
+        ("gateway: {unix: {path: /s, users: {A: 1}}}", "expected a name of a-z"),
+        ("gateway: {unix: {path: /s, users: {a: 1, b: 1}}}", "gateway.unix.users.b: expected each uid once, found 1 again"),
         ("gateway: {unix: {path: s}}", "f:1:24: gateway.unix.path: expected an absolute path"),
         ("gateway: {unix: {path: /%s}}" % ("a" * 107), "gateway.unix.path: expected a path of at most 107 bytes"),
     ],

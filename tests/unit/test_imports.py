@@ -52,3 +52,32 @@ def test_a_call_without_rules_and_credentials_imports_nothing_for_them() -> None
     assert ours == "ours fumehood.egress.gating"
     assert heavy == "heavy"
     assert not any(name.startswith("fumehood") for name in later.split()), "a call without a way out imports more of ours"
+
+
+TOKENS_OF_A_FILE = """
+import asyncio, sys
+sys.path[:0] = [{tests!r}, {tests!r} + "/e2e"]
+from fumehood import config
+import fumehood.cli.gateway, fumehood.gateway.listen, fumehood.gateway.reading, fumehood.gateway.reloading
+assert config.parse("gateway: {{http: {{tokens_file: /t, listen: '127.0.0.1:80'}}}}", "f").gateway.http.oauth is None
+from http_door import opened
+
+async def ask():
+    async with opened() as door:
+        assert (await door.ask("server/discover")).status == 200
+        assert (await door.ask("server/discover", authorization="Bearer other")).status == 401
+
+asyncio.run(ask())
+print(*sorted(name for name in sys.modules if "oauth_" in name or "gateway.oauth" in name))
+print(*sorted({{name.split(".")[0] for name in sys.modules}} & {{"joserfc"}}))
+"""
+
+
+def test_a_gateway_without_access_tokens_loads_nothing_for_them() -> None:
+    tests = os.path.dirname(os.path.dirname(__file__))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", TOKENS_OF_A_FILE.format(tests=tests)], env=env, timeout=60, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

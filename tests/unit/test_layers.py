@@ -18,7 +18,8 @@ VALUES = frozenset({"model", "reach", "reasons"})
 GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
     "gateway_config", "gateway_document", "outward_config", "outward_document", "outward_secrets", "shipping", "residence", "accounts",
-    "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document", "thumbprint",
+    "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document", "thumbprint", "oauth_config",
+    "oauth_document",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
@@ -50,6 +51,7 @@ ALLOWED = {
     ("gateway_document", "profile"),
     ("outward_document", "profile"),
     ("evidence_document", "profile"),
+    ("oauth_document", "profile"),
     # Each kind of credential brings the strict model of its own options.
     ("outward_document", "credentials"),
     # The worker's own filter is compiled by a child, before anything of a stranger's is read.

@@ -180,7 +180,7 @@ def _serve_configured(config: str | None, http: str | None, unix: Path | None) -
     served = reader.read(fronts)
     settings = launch.with_workspace(settings, *(server.workspace_fd for server in served.servers))
     path = None if served.unix is None else Path(served.unix)
-    listening = opened(reader.listens(fronts), path, settings.caller_uid)
+    listening = opened(reader.listens(fronts), path, settings.caller_uid, served.unix_users)
     again = partial(reread, settings, fronts, served)
     with launch.started(settings, lambda: served, reread=again) as processes:
         import anyio
@@ -324,13 +324,13 @@ async def _transports(
             found = listening.http
             rules = found.rules
             proofs = Proofs(lambda: rules.envelope, ledger, clock)
-            tasks.start_soon(http_server.serve, front, found.socket, rules, proofs, found.tls)
+            tasks.start_soon(http_server.serve, front, found.socket, rules, proofs, found.tls, runtime.ports)
             print(f"listening on {found.url}", file=sys.stderr, flush=True)  # noqa: T201 - what a starter waits for
         if listening.unix is not None:
             from fumehood.gateway import unix
 
             proofs = Proofs(lambda: local, ledger, clock)
-            tasks.start_soon(unix.serve, front, listening.unix, {owner.uid: owner}.get, proofs)
+            tasks.start_soon(unix.serve, front, listening.unix, unix.senders(owner, listening.users).get, proofs)
             print(f"listening on unix:{listening.path}", file=sys.stderr, flush=True)  # noqa: T201
 
 

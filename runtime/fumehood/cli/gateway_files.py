@@ -19,7 +19,7 @@ from fumehood.reasons import Reason
 
 if TYPE_CHECKING:
     from fumehood.gateway.reading import Reader
-    from fumehood.gateway.served import Served
+    from fumehood.gateway.served import HttpFront, Served
     from fumehood.gateway_config import ServerConfig
 
 PROBLEMS_EXIT = 125
@@ -65,11 +65,9 @@ def check(config: Config = None, *, as_json: AsJson = False) -> None:
         reader.keep_apart([row.served for row in rows if row.served], reader.unix(Fronts()))
     except FumehoodError as error:
         common.append(error)
-    senders = [] if http is None else http.senders.names()
-    listens = {
-        "http": None if http is None else {"listen": str(http.listen), "tls": http.tls is not None, "senders": senders}
-    }
-    said = {"file": found.file, "servers": [_facts(row) for row in rows], **listens, "unix": reader.gateway.unix}
+    listens = {"http": None if http is None else _http_facts(http)}
+    local = {"unix": reader.gateway.unix, "unix_users": dict(reader.gateway.unix_users)}
+    said = {"file": found.file, "servers": [_facts(row) for row in rows], **listens, **local}
     if as_json:
         typer.echo(json.dumps({**said, "problems": [_problem(each) for each in common]}, indent=2))
     else:
@@ -94,7 +92,7 @@ def token(
     uid = os.getuid()
     if tokens_file is None:
         found = load(config, os.environ, uid)
-        if found.gateway is None or found.gateway.http is None:
+        if found.gateway is None or found.gateway.http is None or found.gateway.http.tokens_file is None:
             remedy = "Name one there, or with --tokens-file."
             raise FumehoodError(
                 Reason.CONFIG_INVALID, "fumehood.yaml names no `gateway.http.tokens_file`", remedy=remedy
@@ -140,6 +138,20 @@ def _facts(row: _Row) -> dict[str, Any]:
     }
 
 
+def _http_facts(http: HttpFront) -> dict[str, Any]:
+    oauth = None
+    if http.oauth is not None:
+        config = http.oauth.config
+        oauth = {
+            "resource": config.resource,
+            "binding": config.binding.value,
+            "scopes": list(config.scopes),
+            "issuers": [each.issuer for each in config.issuers],
+            "senders": [issuer.sender_name(each.name) for issuer in config.issuers for each in issuer.senders],
+        }
+    return {"listen": str(http.listen), "tls": http.tls is not None, "senders": http.senders.names(), "oauth": oauth}
+
+
 def _problem(error: FumehoodError) -> dict[str, str]:
     return {
         "reason": error.reason.value,
@@ -169,8 +181,14 @@ def _print(file: str | None, rows: list[_Row], said: dict[str, Any], common: lis
         console.print(table)
     if (http := said["http"]) is not None:
         scheme = "https" if http["tls"] else "http"
-        console.print(f"{scheme}://{http['listen']} for {', '.join(http['senders'])}")
+        oauth = http["oauth"]
+        senders = (*http["senders"], *(oauth["senders"] if oauth else ()))
+        console.print(f"{scheme}://{http['listen']} for {', '.join(senders)}")
+        if oauth and oauth["binding"] == "none":
+            console.print("access tokens are bound to nobody: whoever gets hold of one can use it (`binding: none`)")
+        elif oauth:
+            console.print(f"access tokens for {oauth['resource']}, bound by {oauth['binding']}")
     if said["unix"] is not None:
-        console.print(f"unix socket {said['unix']}")
+        console.print(f"unix socket {said['unix']} for " + ", ".join(["its owner", *said["unix_users"]]))
     for error in (*(each for row in rows for each in row.problems), *common):
         console.print(str(error))

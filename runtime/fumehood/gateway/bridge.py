@@ -35,7 +35,7 @@ from fumehood.gateway.events import Event
 from fumehood.gateway.peer import Client
 from fumehood.gateway.proofs import Proofs
 from fumehood.gateway.protocol import CAPABILITIES_KEY, INTERNAL_ERROR, INVALID_PARAMS, Era, GatewayError
-from fumehood.model import Sender
+from fumehood.model import Proof, Sender
 
 REQUEST_CANCELLED = -32800
 MAX_TOLD = 256
@@ -56,6 +56,7 @@ class Party:
 
     sender: Sender
     connection: str | None
+    proof: Proof | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
 
@@ -180,7 +181,7 @@ class _Bridge:
             sender=origin.sender,
             connection=party.connection,
             request_digest=origin.digest,
-            proof=origin.proof,
+            proof=origin.proof or party.proof,
         )
 
     async def _listen(

@@ -15,8 +15,8 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -26,7 +26,7 @@ from mcp.shared.inbound import NAME_BEARING_METHODS, decode_header_value
 
 from fumehood.gateway import bridge, frames, http_head, strict_json
 from fumehood.gateway.answering import Answering
-from fumehood.gateway.http_head import Head, Refusal, Rules
+from fumehood.gateway.http_head import Claimant, Document, Head, Refusal, Rules
 from fumehood.gateway.proofs import Proofs
 from fumehood.gateway.protocol import (
     HANDSHAKE_VERSIONS,
@@ -36,13 +36,19 @@ from fumehood.gateway.protocol import (
     VERSION_KEY,
 )
 from fumehood.gateway.stdio import CLIENT_FRAME_BYTES
-from fumehood.model import Sender
+from fumehood.model import Proof, Sender
+from fumehood.ports import Ports
+
+if TYPE_CHECKING:
+    from fumehood.gateway.oauth.resource import ResourceServer
 
 MAX_REQUESTS = 64
 MAX_SENDER_SESSIONS = 32
 MAX_SESSIONS = 256
 SESSION_IDLE_S = 30 * 60
 BODY_S = 15.0
+CERTIFICATE = "fumehood.certificate"
+"""Where a connection's state has the digest of the certificate that its client showed."""
 _EXCHANGE = "fumehood.exchange"
 # The SDK keeps an older session's standing stream among its requests, under this id.
 _STANDING_STREAM = "_GET_stream"
@@ -69,6 +75,7 @@ class _Exchange:
     """One HTTP request: who sent it, and what runs for it."""
 
     sender: Sender
+    proof: Proof | None = None
     scopes: list[anyio.CancelScope] = field(default_factory=list)
 
     def hung_up(self) -> None:
@@ -77,13 +84,13 @@ class _Exchange:
 
 
 @asynccontextmanager
-async def application(gateway: Answering, rules: Rules, proofs: Proofs) -> AsyncIterator[App]:
-    """The ASGI application that serves `gateway` by `rules`, for the length of the body."""
+async def application(gateway: Answering, rules: Rules, proofs: Proofs, ports: Ports | None = None) -> AsyncIterator[App]:
+    """The ASGI application that serves `gateway` by `rules`, for the length of the body. Rules with `oauth` need `ports`."""
     sessions: dict[str, Sender] = {}
 
     def identify(ctx: bridge.Context) -> bridge.Party:
         exchange: _Exchange = ctx.request.scope["state"][_EXCHANGE]  # type: ignore[union-attr] # every request has one
-        party = bridge.Party(exchange.sender, bridge.connection_of(ctx).session_id)
+        party = bridge.Party(exchange.sender, bridge.connection_of(ctx).session_id, exchange.proof)
         exchange.scopes.append(party.scope)
         return party
 
@@ -105,16 +112,20 @@ async def application(gateway: Answering, rules: Rules, proofs: Proofs) -> Async
             max_request_body_size=2 * CLIENT_FRAME_BYTES,  # ours is stricter, and written anew may be longer
         )
         async with manager.run():
-            yield _Door(manager.handle_request, rules, sessions)
+            yield _Door(manager.handle_request, rules, sessions, ports)
 
 
 class _Door:
     """What stands between the socket and the SDK."""
 
-    def __init__(self, inner: App, rules: Rules, sessions: dict[str, Sender]) -> None:
+    def __init__(self, inner: App, rules: Rules, sessions: dict[str, Sender], ports: Ports | None) -> None:
         self._inner = inner
         self._rules = rules
         self._sessions = sessions
+        self._ports = ports
+        self._resource: ResourceServer | None = None
+        if rules.oauth is not None:
+            self._resource_server()  # imported before it is served, and not in somebody's request
         self._busy: Counter[Sender] = Counter()
         self._under_way: set[tuple[str, str]] = set()
 
@@ -137,8 +148,13 @@ class _Door:
             await _refuse(send, Refusal(500, "Internal error", code=INTERNAL_ERROR))
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"] if scope["raw_path"] == http_head.PATH.encode() else ""
+        path = scope["path"] if scope["raw_path"] == scope["path"].encode() else ""  # written in one way
         head = http_head.judge(scope["method"], path, scope["headers"], self._rules)
+        if isinstance(head, Document):
+            await _publish(send, head)
+            return
+        if isinstance(head, Claimant):
+            head = await self._resource_server().introduce(replace(head, certificate=scope["state"].get(CERTIFICATE)))
         if isinstance(head, Refusal):
             raise _RefusedError(head)
         sender = head.sender
@@ -146,14 +162,25 @@ class _Door:
             wait = ((b"retry-after", b"1"),)
             raise _RefusedError(Refusal(429, f"{MAX_REQUESTS} requests are under way", wait, TOO_MANY_REQUESTS))
         self._busy[sender] += 1
-        exchange = _Exchange(sender)
+        exchange = _Exchange(sender, head.proof)
         try:
-            await self._serve(head, exchange, scope, receive, send)
+            await self._serve(head, exchange, scope, receive, _with(head.extra, send))
         finally:
             exchange.hung_up()
             self._busy[sender] -= 1
             if not self._busy[sender]:
                 del self._busy[sender]
+
+    def _resource_server(self) -> ResourceServer:
+        """What judges access tokens by the rules as they are now."""
+        front = self._rules.oauth
+        assert front is not None  # noqa: S101 - only then there are claimants
+        assert self._ports is not None  # noqa: S101 - who serves such rules gives them
+        if self._resource is None or self._resource.front is not front:
+            from fumehood.gateway.oauth.resource import ResourceServer
+
+            self._resource = ResourceServer(front, self._ports, self._resource)
+        return self._resource
 
     async def _serve(self, head: Head, exchange: _Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         session = head.headers.get("mcp-session-id")
@@ -214,7 +241,7 @@ def _prepare(scope: Scope, exchange: _Exchange) -> None:
     scope["user"] = AuthenticatedUser(AccessToken(token="-", client_id=name, scopes=[]))  # noqa: S106 - none
     scope["state"] = {_EXCHANGE: exchange}
     # Without a store of events there is no replay, and the SDK would answer nothing at all.
-    scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in (b"last-event-id", b"authorization")]
+    scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in (b"last-event-id", b"authorization", b"dpop")]
 
 
 def _checked(body: bytes, head: Head, *, modern: bool) -> frames.Message:
@@ -283,6 +310,25 @@ def _plain(message: frames.Message) -> bytes:
 
 def _number(message: frames.Message) -> frames.Id | None:
     return message.id if isinstance(message, frames.Request) else None
+
+
+def _with(extra: tuple[tuple[bytes, bytes], ...], send: Send) -> Send:
+    """Send answers with these headers more."""
+    if not extra:
+        return send
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        await send(message)
+
+    return sending
+
+
+async def _publish(send: Send, document: Document) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(document.body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": document.body})
 
 
 async def _accepted(send: Send) -> None:

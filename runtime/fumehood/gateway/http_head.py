@@ -11,10 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fumehood.gateway.protocol import INVALID_REQUEST
 from fumehood.gateway_config import EnvelopeConfig
-from fumehood.model import Sender
+from fumehood.model import Proof, Sender
+
+if TYPE_CHECKING:
+    from fumehood.gateway.oauth.given import OAuthFront
 
 PATH = "/mcp"
 MAX_HEAD_BYTES = 16 * 1024
@@ -24,7 +28,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 _DECIDING = frozenset(
     {
         "host", "origin", "authorization", "content-type", "content-length", "content-encoding", "accept",
-        "mcp-session-id", "mcp-protocol-version", "mcp-method", "mcp-name", "last-event-id",
+        "mcp-session-id", "mcp-protocol-version", "mcp-method", "mcp-name", "last-event-id", "dpop",
     }
 )  # fmt: skip
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::[0-9]{1,5})?")
@@ -36,18 +40,26 @@ _JSON = re.compile(r'application/json(?: *; *charset *= *"?utf-8"?)? *', re.IGNO
 class Rules:
     """What a head is judged by, and what is asked of the message behind it (`envelope`, for `proofs`).
 
-    `authenticate` gives the sender of a token, in constant time; `hosts` are names without ports.
-    A reload changes them in place: a request is judged by those of the moment its head is there.
+    `authenticate` gives the sender of a token, in constant time; `hosts` are names without ports. With `oauth`, whoever has no token
+    that `authenticate` knows is for the resource server to judge. A reload changes them in place: a request is judged by those of the
+    moment its head is there.
     """
 
     authenticate: Callable[[str], Sender | None]
     hosts: frozenset[str]
     origins: frozenset[str] = frozenset()
     envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
+    oauth: OAuthFront | None = None
+
+    @property
+    def documents(self) -> Mapping[str, bytes]:
+        """What anybody may read, by path."""
+        return {} if self.oauth is None else self.oauth.config.descriptions()
 
     def change(self, now: Rules) -> None:
         """Judge by those from now on."""
-        self.authenticate, self.hosts, self.origins, self.envelope = now.authenticate, now.hosts, now.origins, now.envelope
+        self.authenticate, self.hosts, self.origins = now.authenticate, now.hosts, now.origins
+        self.envelope, self.oauth = now.envelope, now.oauth
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +74,36 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A head that was let in: whose it is, and its deciding headers, each there once."""
+    """A head that was let in: whose it is, and its deciding headers, each there once.
+
+    `proof` is what it showed of its origin, `extra` the headers that its answer gets.
+    """
 
     method: str
     sender: Sender
     headers: Mapping[str, str] = field(default_factory=dict)
+    proof: Proof | None = None
+    extra: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def judge(method: str, path: str, headers: Headers, rules: Rules) -> Head | Refusal:
-    """Let a request in, or say why not."""
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A request for something public."""
+
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """A head that passed all but the question whose it is. `certificate` is the digest of what its TLS client showed."""
+
+    method: str
+    headers: Mapping[str, str]
+    certificate: str | None = None
+
+
+def judge(method: str, path: str, headers: Headers, rules: Rules) -> Head | Refusal | Document | Claimant:
+    """Let a request in, or say why not, or who is to say."""
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
         return Refusal(431, "the headers are too large")
     names = Counter(name.decode("latin-1").lower() for name, _ in headers)
@@ -84,14 +117,30 @@ def judge(method: str, path: str, headers: Headers, rules: Rules) -> Head | Refu
     if "origin" in found and found["origin"] not in rules.origins:
         return Refusal(403, "this Origin is not allowed")
     if path != PATH:
-        return Refusal(404, f"there is only {PATH}")
+        return _document(method, path, rules)
     token = _BEARER.fullmatch(found.get("authorization", ""))
     sender = None if token is None else rules.authenticate(token[1])
+    if sender is None and rules.oauth is not None:
+        return Claimant(method, found)
     if sender is None:
         challenge = b'Bearer realm="fumehood"' + (b', error="invalid_token"' if "authorization" in found else b"")
         return Refusal(401, "a bearer token is needed", ((b"www-authenticate", challenge),))
+    return admitted(method, found, sender)
+
+
+def admitted(
+    method: str, found: Mapping[str, str], sender: Sender, proof: Proof | None = None, extra: tuple[tuple[bytes, bytes], ...] = ()
+) -> Head | Refusal:
+    """The head of somebody who may speak, if it is one that can be served."""
     refused = _unfit(method, found)
-    return refused or Head(method, sender, {name: found[name] for name in _DECIDING if name in found})
+    return refused or Head(method, sender, {name: found[name] for name in _DECIDING if name in found}, proof, extra)
+
+
+def _document(method: str, path: str, rules: Rules) -> Document | Refusal:
+    body = rules.documents.get(path)
+    if body is None:
+        return Refusal(404, f"there is only {PATH}")
+    return Document(body) if method == "GET" else Refusal(405, "GET", ((b"allow", b"GET"),))
 
 
 def _unfit(method: str, found: Mapping[str, str]) -> Refusal | None:

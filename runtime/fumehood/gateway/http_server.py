@@ -9,7 +9,9 @@ as gone (asyncio closes the rest), which cancels what it asked.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import logging
 import socket
 import ssl
@@ -21,9 +23,10 @@ from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fumehood.gateway.answering import Answering
-from fumehood.gateway.http import application
+from fumehood.gateway.http import CERTIFICATE, application
 from fumehood.gateway.http_head import MAX_HEAD_BYTES, Rules
 from fumehood.gateway.proofs import Proofs
+from fumehood.ports import Ports
 
 MAX_CONNECTIONS = 128
 HEAD_S = 10.0
@@ -33,12 +36,13 @@ ENDING_S = 20.0
 
 
 async def serve(
-    gateway: Answering, listener: socket.socket, rules: Rules, proofs: Proofs, tls: ssl.SSLContext | None = None
+    gateway: Answering, listener: socket.socket, rules: Rules, proofs: Proofs, tls: ssl.SSLContext | None = None,
+    ports: Ports | None = None,
 ) -> None:
     """Serve HTTP on a bound and listening socket until cancelled; every call under way is then cancelled too."""
     # It would write a line for each broken request: a stranger's to flood. Our own faults are logged before it sees them.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    async with application(gateway, rules, proofs) as app:
+    async with application(gateway, rules, proofs, ports) as app:
         config = Config(
             app,
             http=_Protocol,
@@ -97,6 +101,8 @@ class _Protocol(H11Protocol):
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
             return
+        if (shown := _certificate(transport)) is not None:
+            self.app_state = {**self.app_state, CERTIFICATE: shown}
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
@@ -139,3 +145,12 @@ class _Protocol(H11Protocol):
     def _cut(self) -> None:
         self._head = None
         self.transport.abort()
+
+
+def _certificate(transport: asyncio.Transport) -> str | None:
+    """The SHA-256 of what the client was verified by, as tokens name it (RFC 8705 section 3.1); it is not parsed for that."""
+    tls = transport.get_extra_info("ssl_object")
+    shown = None if tls is None else tls.getpeercert(binary_form=True)
+    if shown is None:
+        return None
+    return base64.urlsafe_b64encode(hashlib.sha256(shown).digest()).rstrip(b"=").decode()

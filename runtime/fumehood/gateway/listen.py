@@ -1,7 +1,7 @@
 """What the operator asks to listen on, made with the operator's rights: sockets, certificate, token.
 
 Nothing here imports the protocol; what serves is imported when root is given up. Invariants (rule 7): HTTP binds loopback
-unless there are a certificate and named hosts, and never without a token from a file that only its owner can read.
+unless there are a certificate and named hosts, and never without a token: from a file that only its owner can read, or of an issuer.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import os
 import socket
 import ssl
 import stat
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fumehood.faults import FumehoodError
 from fumehood.gateway import http_head
@@ -23,7 +26,14 @@ from fumehood.gateway_config import SOCKET_PATH_BYTES, HttpConfig, TlsConfig, de
 from fumehood.reasons import Reason
 from fumehood.safe_files import open_trusted_folder, read_trusted
 
+if TYPE_CHECKING:
+    from fumehood.gateway.oauth.given import OAuthFront
+    from fumehood.oauth_config import OAuthConfig
+
+Users = Sequence[tuple[str, int]]
+"""Further users of a unix socket: name and uid."""
 _BACKLOG = 128
+_NO_ID = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +48,9 @@ class HttpListener:
         """Go on by what a configuration says now: senders, names, origins, certificate. The socket stays."""
         hosts, origins = frozenset(front.allowed_hosts), frozenset(front.allowed_origins)
         self.rules.change(
-            http_head.Rules(authenticate=front.senders.of, hosts=hosts, origins=origins, envelope=front.envelope)
+            http_head.Rules(
+                authenticate=front.senders.of, hosts=hosts, origins=origins, envelope=front.envelope, oauth=front.oauth
+            )
         )
         if self.tls is not None and front.tls is not None:
             front.tls.load_into(self.tls)
@@ -58,16 +70,18 @@ class Listening:
     http: HttpListener | None = None
     unix: socket.socket | None = None
     path: Path | None = None
+    users: Users = ()
 
 
-def opened(http: HttpConfig | None, unix: Path | None, uid: int) -> Listening | None:
+def opened(http: HttpConfig | None, unix: Path | None, uid: int, users: Users = ()) -> Listening | None:
     """Listen on what is configured, for the operator `uid`; None when that is nothing. Raises FumehoodError."""
     if http is None and unix is None:
         return None
     return Listening(
         http=None if http is None else http_listener(http, uid),
-        unix=None if unix is None else unix_listener(unix, uid),
+        unix=None if unix is None else unix_listener(unix, uid, users),
         path=unix,
+        users=users,
     )
 
 
@@ -78,8 +92,10 @@ def http_listener(http: HttpConfig, uid: int) -> HttpListener:
         raise FumehoodError(Reason.CONFIG_INVALID, "HTTP has no address", remedy="Add --http 127.0.0.1:PORT.")
     if (wrong := exposed(listen, tls=http.tls is not None, allowed_hosts=bool(http.allowed_hosts))) is not None:
         raise FumehoodError(Reason.CONFIG_UNSAFE, wrong, remedy="Listen on 127.0.0.1, or configure what is missing.")
-    senders = read_senders(http.tokens_file, uid)
+    senders, oauth = read_senders(http.tokens_file, uid), oauth_of(http.oauth, uid)
     tls = None if http.tls is None else certificate(http.tls, uid)
+    if tls is not None and oauth is not None:
+        oauth.ask_certificates(tls)
     listener = socket.socket(socket.AF_INET6 if ":" in listen.host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         # Not SO_REUSEPORT: another process of the same uid could take a share of our clients.
@@ -96,8 +112,18 @@ def http_listener(http: HttpConfig, uid: int) -> HttpListener:
         hosts=frozenset(http.allowed_hosts or default_hosts(listen)),
         origins=frozenset(http.allowed_origins),
         envelope=http.envelope,
+        oauth=oauth,
     )
     return HttpListener(socket=listener, rules=rules, tls=tls)
+
+
+def oauth_of(config: OAuthConfig | None, uid: int) -> OAuthFront | None:
+    """What is configured of OAuth, with its files read. Raises FumehoodError."""
+    if config is None:
+        return None
+    from fumehood.gateway.oauth.given import read_front
+
+    return read_front(config, uid)
 
 
 def certificate(tls: TlsConfig, uid: int) -> ssl.SSLContext:
@@ -114,8 +140,8 @@ def certificate(tls: TlsConfig, uid: int) -> ssl.SSLContext:
     return context
 
 
-def unix_listener(path: Path, uid: int) -> socket.socket:
-    """A listening socket at `path`, of this process's uid and mode 0600. Raises FumehoodError."""
+def unix_listener(path: Path, uid: int, users: Users = ()) -> socket.socket:
+    """A listening socket at `path`, of this process's uid and mode 0600, that `users` can connect to as well. Raises FumehoodError."""
     if len(os.fsencode(path.absolute())) > SOCKET_PATH_BYTES:
         detail = f"{path}: the kernel takes at most {SOCKET_PATH_BYTES} bytes"
         raise FumehoodError(Reason.CONFIG_INVALID, detail, remedy="Use a shorter path.")
@@ -136,6 +162,8 @@ def unix_listener(path: Path, uid: int) -> socket.socket:
             listener.bind(name)
         finally:
             os.umask(before)
+        if users:
+            _let_in(name, path, users)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
     except OSError as error:
@@ -147,6 +175,21 @@ def unix_listener(path: Path, uid: int) -> socket.socket:
     finally:
         os.close(folder)
     return listener
+
+
+def _let_in(name: str, path: Path, users: Users) -> None:
+    """Have the kernel let these users connect, and nobody else: a mode for all would let every stranger fill the queue."""
+    try:
+        os.setxattr(name, "system.posix_acl_access", access_list([uid for _, uid in users]))
+    except OSError as error:
+        detail = f"{path}: its file system keeps no access list for `gateway.unix.users`: {error.strerror}"
+        raise FumehoodError(Reason.CONFIG_INVALID, detail, remedy="Use a path on another file system, such as /run.") from error
+
+
+def access_list(uids: Sequence[int]) -> bytes:
+    """Reading and writing for the owner and these users, as in posix_acl_xattr.h: version 2, then tag, rights and id of each."""
+    entries = [(0x01, 6, _NO_ID), *((0x02, 6, uid) for uid in sorted(uids)), (0x04, 0, _NO_ID), (0x10, 6, _NO_ID), (0x20, 0, _NO_ID)]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
 def _clear(name: str, path: Path, uid: int) -> None:

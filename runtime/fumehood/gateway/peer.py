@@ -19,8 +19,8 @@ class Client:
     `sender` is the transport's word (the process's own uid, SO_PEERCRED, a bearer token) or a verified signature's, never the
     client's. `connection` is
     an unguessable name of ours for what lasts between requests: a stdio or unix connection, an older client's HTTP
-    session; None where nothing does. `capabilities` are as it declared them. `request_digest` and `proof` are this request's
-    (`proofs.Origin`).
+    session; None where nothing does. `capabilities` are as it declared them. `request_digest` and `proof` are this very request's:
+    what it asks, and what it showed of its origin (`proofs.Origin`, or the transport's).
     """
 
     era: Era

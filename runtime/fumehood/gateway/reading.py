@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from fumehood.admission import verify
 from fumehood.config import Config
 from fumehood.faults import FumehoodError
+from fumehood.gateway.listen import oauth_of
 from fumehood.gateway.senders import read_senders
 from fumehood.gateway.served import HttpFront, Served, ServedSet, Tls
 from fumehood.gateway_config import (
@@ -78,7 +79,8 @@ class Reader:
             http, unix = self.http(fronts), self.unix(fronts)
             self.keep_apart(servers, unix)
             held.pop_all()
-            return ServedSet(servers=tuple(servers), http=http, unix=unix, unix_envelope=self.gateway.unix_envelope)
+            envelope, users = self.gateway.unix_envelope, self.gateway.unix_users
+            return ServedSet(servers=tuple(servers), http=http, unix=unix, unix_envelope=envelope, unix_users=users)
 
     def server(self, asked: ServerConfig) -> Served:
         """One server. Raises FumehoodError, its detail beginning with the server's place in the file."""
@@ -142,6 +144,7 @@ class Reader:
             allowed_hosts=has.allowed_hosts or default_hosts(has.listen),
             allowed_origins=has.allowed_origins,
             envelope=has.envelope,
+            oauth=oauth_of(has.oauth, self._uid),
         )
 
     def listens(self, fronts: Fronts) -> HttpConfig | None:
@@ -152,7 +155,7 @@ class Reader:
             return None
         if has is None:
             detail = "HTTP is served only to senders with a token, and `gateway.http.tokens_file` names none"
-            raise FumehoodError(Reason.CONFIG_INVALID, detail, remedy="Name a tokens file in fumehood.yaml.")
+            raise FumehoodError(Reason.CONFIG_INVALID, detail, remedy="Name a tokens file in fumehood.yaml, or configure `oauth`.")
         if (wrong := exposed(listen, tls=has.tls is not None, allowed_hosts=bool(has.allowed_hosts))) is not None:
             raise FumehoodError(Reason.BAD_REQUEST, f"--http {listen}: {wrong}")
         return replace(has, listen=listen)
@@ -187,7 +190,10 @@ class Reader:
         yield from (str(folder) for folder in self._folders if folder != shipped_folder())
         yield from (each.profile for each in self.gateway.servers if is_path(each.profile))
         if (http := self.gateway.http) is not None:
-            yield http.tokens_file
+            if http.tokens_file is not None:
+                yield http.tokens_file
+            if http.oauth is not None:
+                yield from http.oauth.files
             if http.tls is not None:
                 yield from (http.tls.certificate, http.tls.key)
         if unix is not None:

@@ -38,12 +38,21 @@ def reread(begun: Settings, fronts: Fronts, serving: ServedSet) -> Revision:
         raise _only_at_the_start("`gateway.http.listen`")
     if (served.http and served.http.tls is None) != (serving.http and serving.http.tls is None):
         raise _only_at_the_start("whether there is `gateway.http.tls`")
+    # A context forgets no authority that it was given once.
+    if _authorities(served) != _authorities(serving):
+        raise _only_at_the_start("what `gateway.http.oauth.client_authorities` holds")
     if served.unix != serving.unix:
         raise _only_at_the_start("`gateway.unix.path`")
     if served.unix_envelope != serving.unix_envelope:
         raise _only_at_the_start("`gateway.unix.envelope`")
+    if served.unix_users != serving.unix_users:  # the socket's access list is its maker's
+        raise _only_at_the_start("`gateway.unix.users`")
     allowed = launch.with_workspace(now, *(server.workspace_fd for server in served.servers)).workspace_roots
     return Revision(Allowed(allowed or (), now.mount_roots), parts_of(served))
+
+
+def _authorities(served: ServedSet) -> str | None:
+    return served.http.oauth.authorities if served.http is not None and served.http.oauth is not None else None
 
 
 def _only_at_the_start(what: str) -> FumehoodError:

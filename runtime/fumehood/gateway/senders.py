@@ -74,11 +74,13 @@ def new_token() -> str:
     return _PREFIX + secrets.token_urlsafe(32)
 
 
-def read_senders(path: str | Path, uid: int) -> Senders:
-    """The senders in a file of mode 0600 that only root and `uid` could have written.
+def read_senders(path: str | Path | None, uid: int) -> Senders:
+    """The senders in a file of mode 0600 that only root and `uid` could have written; nobody without one.
 
     Raises FumehoodError: CONFIG_UNSAFE, or CONFIG_INVALID when there is no such file or it is malformed.
     """
+    if path is None:
+        return Senders((), uid)
     try:
         text = read_trusted(path, uid, private=True)
     except FileNotFoundError:

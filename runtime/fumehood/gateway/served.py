@@ -10,7 +10,7 @@ whole or not at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from fumehood.profile.kept import decoded, encoded
 
 if TYPE_CHECKING:
     import ssl
+
+    from fumehood.gateway.oauth.given import OAuthFront
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
@@ -70,6 +72,7 @@ class HttpFront:
     allowed_hosts: tuple[str, ...]
     allowed_origins: tuple[str, ...]
     envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
+    oauth: OAuthFront | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,7 @@ class ServedSet:
     http: HttpFront | None = None
     unix: str | None = None
     unix_envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
+    unix_users: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse names under which tools of two servers could be mistaken. Raises ValueError."""
@@ -98,17 +102,21 @@ def parts_of(served: ServedSet) -> tuple[Part, ...]:
     """The set as messages. The last one says what belongs to it."""
     http = served.http
     senders: list[Part] = []
+    pieces: tuple[str, ...] = ()
     if http is not None:
         senders.append(Part({"senders": http.senders.rows, "uid": http.senders.uid}))
         senders.append(Part({"tls": None if http.tls is None else asdict(http.tls)}))
+        pieces = _pieces_of(http.oauth)
+        senders += [Part({"oauth": piece}) for piece in pieces]
     fronts = {
         "servers": len(served.servers),
         "http": None if http is None else {
             "listen": asdict(http.listen), "hosts": http.allowed_hosts, "origins": http.allowed_origins,
-            "envelope": asdict(http.envelope),
+            "envelope": asdict(http.envelope), "oauth": len(pieces),
         },
         "unix": served.unix,
         "unix_envelope": asdict(served.unix_envelope),
+        "unix_users": served.unix_users,
     }  # fmt: skip
     return (*map(_part_of, served.servers), *senders, Part({"fronts": fronts}))
 
@@ -117,17 +125,21 @@ def set_of(parts: Iterable[Part]) -> ServedSet:
     """The set whose messages these are; its descriptors are theirs. Raises ValueError for anything else."""
     by_kind: dict[str, Mapping[str, Any]] = {}
     servers: list[Served] = []
+    pieces: list[str] = []
     try:
         for part in parts:
             if "server" in part.fields:
                 servers.append(_server_of(part))
+            elif "oauth" in part.fields:
+                pieces.append(part.fields["oauth"])
             else:
                 by_kind[next(iter(part.fields))] = part.fields
         fronts = by_kind["fronts"]["fronts"]
         if fronts["servers"] != len(servers):
             raise ValueError("expected as many servers as were announced")
-        http = None if fronts["http"] is None else _http_of(fronts["http"], by_kind)
-        return ServedSet(servers=tuple(servers), http=http, unix=fronts["unix"], unix_envelope=_envelope_of(fronts["unix_envelope"]))
+        http = None if fronts["http"] is None else _http_of(fronts["http"], by_kind, pieces)
+        envelope, users = _envelope_of(fronts["unix_envelope"]), tuple(map(tuple, fronts["unix_users"]))
+        return ServedSet(servers=tuple(servers), http=http, unix=fronts["unix"], unix_envelope=envelope, unix_users=users)
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ValueError(f"not the parts of a served set: {error!r}") from error
 
@@ -151,7 +163,25 @@ def _server_of(part: Part) -> Served:
     )
 
 
-def _http_of(has: Mapping[str, Any], by_kind: Mapping[str, Mapping[str, Any]]) -> HttpFront:
+def _pieces_of(oauth: OAuthFront | None) -> tuple[str, ...]:
+    if oauth is None:
+        return ()
+    from fumehood.gateway.oauth.given import pieces_of
+
+    return pieces_of(oauth)
+
+
+def _oauth_of(pieces: Sequence[str], announced: int) -> OAuthFront | None:
+    if len(pieces) != announced:
+        raise ValueError("expected as many pieces as were announced")
+    if not pieces:
+        return None
+    from fumehood.gateway.oauth.given import front_of
+
+    return front_of(pieces)
+
+
+def _http_of(has: Mapping[str, Any], by_kind: Mapping[str, Mapping[str, Any]], pieces: Sequence[str]) -> HttpFront:
     senders, tls = by_kind["senders"], by_kind["tls"]["tls"]
     return HttpFront(
         listen=Listen(**has["listen"]),
@@ -160,6 +190,7 @@ def _http_of(has: Mapping[str, Any], by_kind: Mapping[str, Mapping[str, Any]]) -
         allowed_hosts=tuple(has["hosts"]),
         allowed_origins=tuple(has["origins"]),
         envelope=_envelope_of(has["envelope"]),
+        oauth=_oauth_of(pieces, has["oauth"]),
     )
 
 

@@ -2,8 +2,11 @@
 
 Invariants: the socket is never open to others, not even for the moment between bind and chmod; it lies in a folder where
 nobody else can make names, and is bound below that folder's descriptor, so the folder that was checked is the folder
-that is used; what is replaced is a dead gateway's socket of ours, and nothing else. Mode 0600 keeps others out where the
-kernel heeds it, and the peer's uid is checked besides.
+that is used; what is replaced is a dead gateway's socket of ours, and nothing else. Mode 0600, and an access list where
+the operator named further users, keeps others out where the kernel heeds it, and the peer's uid is checked besides.
+
+A further user acts on the operator's behalf, as a sender over HTTP does, and is somebody else: his sessions, tasks and results are
+nobody else's, and he cannot take all connections for himself.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ import contextlib
 import logging
 import socket
 import struct
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import anyio
 import anyio.abc
@@ -24,8 +29,14 @@ from fumehood.gateway.protocol import INVALID_REQUEST, TOO_MANY_REQUESTS
 from fumehood.model import Sender
 
 MAX_CONNECTIONS = 32
+MAX_USER_CONNECTIONS = 8
 _CREDENTIALS = struct.Struct("=iII")
 _log = logging.getLogger("fumehood")
+
+
+def senders(owner: Sender, users: Sequence[tuple[str, int]]) -> Mapping[int, Sender]:
+    """Who is served, by uid: the owner as ever, and each user under the name that the operator gave."""
+    return {uid: replace(owner, name=f"unix:{name}") for name, uid in users} | {owner.uid: owner}
 
 
 async def serve(
@@ -33,7 +44,7 @@ async def serve(
 ) -> None:
     """Serve every client of a listening socket whose uid is `known`, until cancelled."""
     async with anyio.create_task_group() as tasks:
-        open_: set[int] = set()
+        open_: Counter[Sender] = Counter()
         while True:
             await anyio.wait_readable(listener)
             try:
@@ -50,15 +61,15 @@ async def serve(
             if sender is None:
                 _log.warning("uid %d was refused on the unix socket", uid)
                 _turn_away(connection, INVALID_REQUEST, f"uid {uid} may not connect")
-            elif len(open_) >= MAX_CONNECTIONS:
-                _turn_away(connection, TOO_MANY_REQUESTS, f"{MAX_CONNECTIONS} connections are open")
+            elif open_[sender] >= (most := MAX_USER_CONNECTIONS if sender.name.startswith("unix:") else MAX_CONNECTIONS):
+                _turn_away(connection, TOO_MANY_REQUESTS, f"{most} connections are open")
             else:
-                open_.add(connection.fileno())
+                open_[sender] += 1
                 tasks.start_soon(_client, gateway, connection, sender, proofs, open_)
 
 
 async def _client(
-    gateway: Answering, connection: socket.socket, sender: Sender, proofs: Proofs, open_: set[int]
+    gateway: Answering, connection: socket.socket, sender: Sender, proofs: Proofs, open_: Counter[Sender]
 ) -> None:
     fd = connection.fileno()
     try:
@@ -66,7 +77,7 @@ async def _client(
     except Exception:  # noqa: BLE001 - one client's end must not be the others'
         _log.exception("a fault in the gateway")
     finally:
-        open_.discard(fd)
+        open_[sender] -= 1
         connection.close()
 
 

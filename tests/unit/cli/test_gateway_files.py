@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from fake_issuer import FakeIssuer
 from fumehood.cli import gateway
 from fumehood.faults import FumehoodError
 from fumehood.gateway.senders import read_senders
@@ -78,6 +79,26 @@ def test_check_tells_what_concerns_all_servers(operator: Operator) -> None:
     assert [each["reason"] for each in said["problems"]] == ["config_invalid", "config_unsafe"]
     operator.configure("gateway: {}")
     assert "no servers are named" in operator.run("check").stdout
+
+
+@pytest.mark.parametrize(("binding", "said"), [("dpop", "bound by dpop"), ("none", "bound to nobody: whoever gets hold of one can use it")])
+def test_check_tells_whose_access_tokens_are_taken_and_what_they_are_bound_to(operator: Operator, binding: str, said: str) -> None:
+    issuer = FakeIssuer()
+    keys = operator.folder / "jwks"
+    keys.write_text(issuer.jwks())
+    keys.chmod(0o644)
+    operator.configure(
+        "gateway: {servers: {a: {profile: mine}}, http: {listen: '127.0.0.1:80', oauth: {resource: 'https://localhost/mcp',"
+        f" binding: {binding}, issuers: [{{issuer: '{issuer.issuer}', jwks: {{file: {keys}}}, algorithms: [ES256],"
+        " senders: {alice: {sub: a-1}}}]}}}"
+    )
+    text = operator.run("check").stdout
+    assert f"http://127.0.0.1:80 for oauth:alice@{issuer.issuer.removeprefix('https://')}" in text
+    assert said in text
+    told = json.loads(operator.run("check", "--json").stdout)["http"]["oauth"]
+    assert (told["binding"], told["issuers"], told["senders"]) == (binding, [issuer.issuer], ["oauth:alice@login.example.org"])
+    keys.write_text("{}")
+    assert "gateway.http.oauth.issuers[0].jwks.file" in operator.run("check").stdout
 
 
 def test_a_token_is_shown_once_and_kept_as_a_digest(operator: Operator) -> None:

@@ -146,8 +146,10 @@ def test_a_configuration_planted_in_a_workspace_of_one_server_configures_nothing
         "{servers: {%s}, http: {listen: '127.0.0.1:80', tokens_file: ROOT/etc/leads-in}}",
         "{servers: {%s}, http: {tokens_file: ROOT/a/tokens}}",
         "{servers: {%s}, unix: {path: ROOT/a/socket}}",
+        ("{servers: {%s}, http: {oauth: {resource: 'https://a/mcp', binding: dpop, issuers: [{issuer: 'https://i',"
+        " jwks: {file: ROOT/a/jwks}, algorithms: [ES256], senders: {a: {sub: a}}}]}}}"),
     ],
-    ids=["profile", "profile-by-link", "tokens", "tokens-by-link", "tokens-for-later", "socket"],
+    ids=["profile", "profile-by-link", "tokens", "tokens-by-link", "tokens-for-later", "socket", "issuers-keys"],
 )
 def test_what_one_servers_box_can_write_decides_nothing_for_another(files: Files, gateway: str) -> None:
     files.put("a/ro.yaml", PROFILE % "ro")

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from fake_issuer import FakeIssuer, oauth_config
 from fumehood import profile, wire
+from fumehood.gateway.oauth.given import OAuthFront
 from fumehood.gateway.senders import digest_of, parse_senders
 from fumehood.gateway.served import HttpFront, Served, ServedSet, Tls, parts_of, set_of
 from fumehood.gateway_config import EnvelopeConfig, EnvelopeMode, Listen
@@ -45,10 +47,23 @@ def sent(served: ServedSet) -> list[Part]:
     return parts
 
 
-@pytest.mark.parametrize("http", [None, front(), front(tls=None, allowed_origins=(), envelope=REQUIRED)])
+def oauth(**changes: Any) -> OAuthFront:
+    issuer = FakeIssuer()
+    config = oauth_config(issuer.config(), scopes=("mcp",), client_authorities="/c")
+    return OAuthFront(**{"config": config, "uid": 3, "key_sets": {issuer.issuer: issuer.jwks()}, "authorities": "PEM\n", **changes})
+
+
+@pytest.mark.parametrize(
+    "http",
+    [
+        None, front(), front(tls=None, allowed_origins=(), envelope=REQUIRED), front(oauth=oauth()),
+        front(oauth=oauth(authorities=None)),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("unix", [None, "/run/s"])
 def test_a_set_arrives_as_it_was_sent(http: HttpFront | None, unix: str | None) -> None:
-    served = ServedSet(servers=(server("a"), server("b")), http=http, unix=unix, unix_envelope=REQUIRED)
+    users = () if unix is None else (("alice", 1001),)
+    served = ServedSet(servers=(server("a"), server("b")), http=http, unix=unix, unix_envelope=REQUIRED, unix_users=users)
     assert set_of(sent(served)) == served
     if http is not None:
         arrived = set_of(sent(served)).http
@@ -84,7 +99,7 @@ def test_servers_whose_tools_could_be_mistaken_are_no_set(names: tuple[str, ...]
 
 
 def test_a_part_that_is_missing_or_malformed_makes_no_set() -> None:
-    parts = sent(ServedSet(servers=(server("a"), server("b")), http=front()))
+    parts = sent(ServedSet(servers=(server("a"), server("b")), http=front(oauth=oauth())))
     for missing in range(len(parts)):
         with pytest.raises(ValueError):  # noqa: PT011 - any
             set_of(parts[:missing] + parts[missing + 1 :])
@@ -100,7 +115,10 @@ def test_no_secret_is_shown_by_accident() -> None:
     assert digest_of("t") not in shown
 
 
-def test_the_largest_tokens_file_and_certificate_fit_into_messages() -> None:
+def test_the_largest_tokens_file_certificate_and_key_sets_fit_into_messages() -> None:
     rows = "".join(f"{'n' * 60}{number:04}:{digest_of(str(number))}\n" for number in range(1024))
-    http = front(senders=parse_senders(rows, "f", 0), tls=Tls("C" * 64 + "\n" * 65472, "K" * 65536))
+    keys = {f"https://{number}.example": '"' * 65536 for number in range(8)}
+    http = front(
+        senders=parse_senders(rows, "f", 0), tls=Tls("C" * 64 + "\n" * 65472, "K" * 65536), oauth=oauth(key_sets=keys, authorities="\n" * 262_144)
+    )
     assert set_of(sent(ServedSet(servers=(server("a"),), http=http))).http == http
