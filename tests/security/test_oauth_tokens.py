@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -112,21 +113,22 @@ async def test_a_signature_of_one_kind_said_to_be_of_another(signs: str, says: s
 @pytest.mark.parametrize(
     ("claims", "words"),
     [
-        ({"exp": time.time() - 31}, "expired"),
-        ({"exp": time.time() - 86_400, "iat": time.time() - 86_500}, "expired"),
-        ({"nbf": time.time() + 120}, "not valid yet"),
-        ({"iat": time.time() + 120}, "not valid yet"),
+        ({"exp": timedelta(seconds=-31)}, "expired"),
+        ({"exp": timedelta(seconds=-86_400), "iat": timedelta(seconds=-86_500)}, "expired"),
+        ({"nbf": timedelta(seconds=120)}, "not valid yet"),
+        ({"iat": timedelta(seconds=120)}, "not valid yet"),
         ({"exp": None}, "when it expires"),
         ({"iat": None}, "when it expires"),
         ({"exp": "9999999999"}, "`exp` is no time"),
         ({"exp": True}, "`exp` is no time"),
-        ({"exp": time.time() + 7200}, "longer than"),
+        ({"exp": timedelta(seconds=7200)}, "longer than"),
         ({"exp": 1e300}, "longer than"),
     ],
 )
 async def test_a_token_out_of_time_or_without_an_end(claims: dict[str, Any], words: str) -> None:
-    issuer = FakeIssuer()
-    denied(await opened_by(issuer, issuer.token(**claims)), 401, INVALID, words)
+    issuer, now_s = FakeIssuer(), time.time()  # not when the cases were collected
+    said = {name: now_s + value.total_seconds() if isinstance(value, timedelta) else value for name, value in claims.items()}
+    denied(await opened_by(issuer, issuer.token(**said)), 401, INVALID, words)
 
 
 async def test_a_token_that_expires_while_it_is_used() -> None:
