@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 
 MAX_SERVERS = 64
 SOCKET_PATH_BYTES = 107  # what fits into a sockaddr_un
@@ -18,6 +19,13 @@ _URL = re.compile(
     r"https://(?P<name>(?!.*\.\.)[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)(:(?P<port>[0-9]{1,5}))?(?P<path>/[!-\"$-~]*)?"
 )
 _ORIGIN = re.compile(r"https?://([^/?#@\s]+)")
+
+
+class PinMode(StrEnum):
+    """Whether a tool may be called when its definition is seen for the first time, or only when the operator has accepted it."""
+
+    TRUST_FIRST = "trust-first"
+    REVIEW = "review"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +52,7 @@ class ServerConfig:
     command: tuple[str, ...] = ()
     engine: str | None = None
     upstream: UpstreamConfig | None = None
+    pins: PinMode | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +107,12 @@ class GatewayConfig:
     servers: tuple[ServerConfig, ...] = ()
     http: HttpConfig | None = None
     unix: str | None = None
+    pins: PinMode = PinMode.TRUST_FIRST
+
+    @property
+    def pinned_otherwise(self) -> tuple[str, ...]:
+        """The servers whose mode is not the gateway's."""
+        return tuple(each.name for each in self.servers if each.pins not in (None, self.pins))
 
 
 def listen_of(text: str) -> Listen:

@@ -84,6 +84,7 @@ class ServerDocument(Strict):
     upstream: UpstreamDocument | None = Field(
         default=None, description="A remote server, in place of one that runs here; wants a profile with `remote: true`."
     )
+    pins: Literal["trust-first", "review"] | None = Field(default=None, description="Default: the gateway's.")
 
 
 class TlsDocument(Strict):
@@ -126,6 +127,10 @@ class GatewayDocument(Strict):
     )
     http: HttpDocument | None = None
     unix: UnixDocument | None = None
+    pins: Literal["trust-first", "review"] = Field(
+        default="trust-first",
+        description="May a tool be called when it is first seen, or when `fumehood pins accept` was given? A change always waits.",
+    )
 
 
 def judge(document: GatewayDocument, source: Source) -> Iterator[Problem]:
@@ -153,12 +158,14 @@ def plain(document: GatewayDocument) -> values.GatewayConfig:
             values.ServerConfig(
                 name=name,
                 upstream=None if each.upstream is None else values.UpstreamConfig(**each.upstream.model_dump()),
-                **{field: getattr(each, field) for field in ServerDocument.model_fields if field != "upstream"},
+                pins=None if each.pins is None else values.PinMode(each.pins),
+                **{field: getattr(each, field) for field in ServerDocument.model_fields if field not in {"upstream", "pins"}},
             )
             for name, each in document.servers.items()
         ),
         http=None if http is None else _http(http),
         unix=None if document.unix is None else document.unix.path,
+        pins=values.PinMode(document.pins),
     )
 
 

@@ -27,6 +27,7 @@ from typing import Any, Generic, TypeVar
 
 from fumehood import accounts, config, confine, operating, wire
 from fumehood.faults import FumehoodError
+from fumehood.gateway_config import PinMode
 from fumehood.model import task_id
 from fumehood.outward_config import Given, OutwardConfig
 from fumehood.reasons import Reason
@@ -100,6 +101,8 @@ def settings(
         subgids=account.subgids,
         image_folder=account.image_folder,
         results_kept_s=found.results_kept_s,
+        review=found.gateway is not None and found.gateway.pins is PinMode.REVIEW,
+        review_otherwise=() if found.gateway is None else found.gateway.pinned_otherwise,
         outward=found.outward,
     )
 
@@ -294,13 +297,15 @@ def _take_lock(chosen: Settings) -> int:
 
 
 def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
+    from fumehood.ledger.pinning import Pinning
     from fumehood.ledger.serve import serve
 
     gc.freeze()  # what was imported stays for good
     chosen = _briefed(briefing)
     if chosen is not None:
         confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
-        serve(ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s)
+        how_pins = Pinning(review=chosen.review, otherwise=frozenset(chosen.review_otherwise), decides=chosen.decides)
+        serve(ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s, how_pins)
 
 
 def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:

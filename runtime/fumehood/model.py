@@ -261,6 +261,23 @@ class Proof:
     until_s: float
 
 
+class PinState(StrEnum):
+    """What the ledger says of a tool's definition: only an accepted one may be called."""
+
+    ACCEPTED = "accepted"
+    NEW = "new"
+    CHANGED = "changed"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinOf:
+    """Whose pin a call has, beside its profile and tool: the server as the operator named it, and which set of client capabilities."""
+
+    server: str
+    capabilities: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
     """A request, before anything about it is believed.
@@ -268,7 +285,8 @@ class ToolCall:
     `task` is the id made by `new_task_id`; `workspace_fd` a directory opened by the caller's own uid (rule 7).
     `tool` is the name of what is called: a tool's or a prompt's name, a resource's URI; None for an ad-hoc command of
     the operator. `session` is the task of the session whose box it runs in, if any. `request_digest` is that of the request as it
-    arrived, without its envelope; `pin` that of the definition which the tool was called by; `idempotency_key` the client's own name
+    arrived, without its envelope; `pin` that of the definition which the tool was called by, and `pin_of` whose that is;
+    `image_digest` is the image that the definition was read from, the only one it speaks for; `idempotency_key` the client's own name
     for the request, which it repeats when it does not know whether the first one arrived.
     """
 
@@ -284,6 +302,8 @@ class ToolCall:
     session: str | None = None
     request_digest: str | None = None
     pin: str | None = None
+    pin_of: PinOf | None = None
+    image_digest: str | None = None
     proof: Proof | None = None
     idempotency_key: str | None = None
 

@@ -13,6 +13,9 @@ from fumehood.state import StateFolder
 class Settings:
     """`workspace_roots` None means any directory of the caller's: the operator's own command line.
 
+    `review`: no tool's definition is accepted at first sight, but for the servers of `review_otherwise`, and the other way round.
+    `decides`: the ledger takes decisions about pins, for one command that serves nobody. Both are for the ledger alone to go by.
+
     `outward` is the worker's alone: the others are not told where the operator's secrets are.
 
     Ids are as the broker sees them: the host's for root. Without root (`rootless`) they are those of the broker's own user namespace,
@@ -44,7 +47,14 @@ class Settings:
     subgids: tuple[int, int] = (0, 0)
     image_folder: str | None = None
     results_kept_s: float = 24 * 3600.0
+    review: bool = False
+    review_otherwise: tuple[str, ...] = ()
+    decides: bool = False
     outward: OutwardConfig = field(default_factory=OutwardConfig)
+
+    def reviews(self, server: str) -> bool:
+        """Whether only what an operator has accepted counts for this server of the gateway's."""
+        return self.review != (server in self.review_otherwise)
 
     @property
     def images(self) -> Path:

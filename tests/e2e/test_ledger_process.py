@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from fumehood import evidence, wire
 from fumehood.evidence.client import LedgerClient
 from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.lifecycle import State
-from fumehood.model import Outcome, Result
-from fumehood.ports import Ledger
+from fumehood.model import Outcome, PinOf, Result
+from fumehood.ports import Definition, Ledger
 from fumehood.reasons import Reason
 from fumehood.store.database import FILE
 from fumehood.store.migrations import VERSION
+from fumehood.store.pins import pin_of
 from ledgers import SERVE, Running, client, running
 
 # The ledger, dying where a power cut is worst: the rows are written and the commit has not happened.
@@ -290,6 +292,11 @@ async def answers(ledger: Ledger) -> list[str]:
     await say(ledger.close(outcome))
     await say(ledger.open(one))
     await say(ledger.open(one))
+    of, definition = PinOf(server="s", capabilities="c"), Definition(tool="t", text="{}", trusted=True)
+    said.append(f"{await ledger.pins_seen(of, 'git', '[]', [definition, replace(definition, tool='u', trusted=False)])}")
+    said.append(f"{await ledger.pins_of(of, 'git')}")
+    for pin, tool in ((pin_of("{}"), "t"), (pin_of("other"), "t"), (pin_of("{}"), "u")):
+        said.append(f"{await ledger.open(replace(call(), tool=tool, pin=pin, pin_of=of))}")
     await say(ledger.event(one.task, "verified", {"image_digest": "sha256:aa"}))
     await say(ledger.event(one.task, "running", {}))
     await say(ledger.event(new_task(), "verified", {}))

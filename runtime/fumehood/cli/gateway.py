@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,7 @@ from typer.core import TyperGroup
 
 from fumehood.cli import gateway_files
 from fumehood.faults import FumehoodError
+from fumehood.gateway_config import PinMode
 from fumehood.model import Deny, Outcome, Sender, ToolCall
 from fumehood.ports import Ports
 from fumehood.reasons import Reason
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 # As many objects as a dozen requests leave: looking through 700 at a time cost a long answer more often than it freed anything.
 _YOUNG_OBJECTS = 10_000
+_LINE_CHARS = 200
 
 
 class _Gateway(TyperGroup):
@@ -89,6 +92,9 @@ def gateway(
     allow_host: Annotated[list[str] | None, typer.Option(help="A name that HTTP clients may use for us.")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="An Origin that HTTP clients may send.")] = None,
     unix: Annotated[Path | None, typer.Option(metavar="PATH", help="Serve on a unix socket here.")] = None,
+    pins: Annotated[
+        PinMode | None, typer.Option(help="May a tool be called when it is first seen, or once it was accepted? Default: trust-first.")
+    ] = None,
 ) -> None:
     """Serve MCP servers' tools, each call in a box of its own: on stdio, or on HTTP or a unix socket.
 
@@ -107,9 +113,9 @@ def gateway(
     if http is not None and unix is not None:
         raise FumehoodError(Reason.BAD_REQUEST, "--http and --unix are two ways to serve", remedy="Use one of them.")
     if profile is None:
-        others = (command, workspace, engine, token_file, tls_certificate, tls_key, allow_host, allow_origin)
+        others = (command, workspace, engine, token_file, tls_certificate, tls_key, allow_host, allow_origin, pins)
         if any(others):
-            detail = "a command, --workspace, --engine and the options of HTTP but --http go with --profile"
+            detail = "a command, --workspace, --engine, --pins and the options of HTTP but --http go with --profile"
             raise FumehoodError(Reason.BAD_REQUEST, detail, remedy="Write it below `gateway:`, or name a --profile.")
         _serve_configured(config, http, unix)
         return
@@ -118,6 +124,8 @@ def gateway(
     settings = launch.settings(config)
     directory = open_workspace(workspace)
     settings = launch.with_workspace(settings, directory)
+    if pins is not None:
+        settings = replace(settings, review=pins is PinMode.REVIEW, review_otherwise=())
     path = None if workspace is None else str(workspace.absolute())
     for guard in (token_file, tls_certificate, tls_key, unix):
         _keep_apart(guard, workspace)
@@ -134,9 +142,21 @@ def gateway(
                 remedy="Name the server's command after --.",
             )
         server = Served(
-            name=processes.loaded.name, profile=processes.loaded, argv=argv, workspace_fd=directory, workspace_path=path
-        )
+            name=processes.loaded.name, profile=processes.loaded, argv=argv, workspace_fd=directory, workspace_path=path,
+            pinned=_named_by_command(command),
+        )  # fmt: skip
         anyio.run(_serve, processes, (server,), listening)
+
+
+def _named_by_command(command: Sequence[str] | None) -> str | None:
+    """What an operator who gives a command names the server by: two commands under one profile are two servers, each with its pins."""
+    import hashlib
+    import shlex
+
+    if not command:
+        return None
+    line = shlex.join(command)
+    return line if len(line) <= _LINE_CHARS else f"{line[:_LINE_CHARS]}… {hashlib.sha256(line.encode()).hexdigest()[:12]}"
 
 
 def _serve_configured(config: str | None, http: str | None, unix: Path | None) -> None:
@@ -270,7 +290,6 @@ async def _serve(processes: Processes[Any], servers: Sequence[Served], listening
 def _taken(server: Served) -> Served:
     """The server for the gateway, which lets go of its directory with it: when no call under way is its any more."""
     import weakref
-    from dataclasses import replace
 
     taken = replace(server)  # whoever told us of it may keep what they have
     if taken.workspace_fd is not None:

@@ -26,7 +26,7 @@ from fumehood.gateway.events import LIST_KINDS, ListKind
 from fumehood.gateway.exchange import ClientFacts, Conversation, Greeting, ServerAnsweredError
 from fumehood.gateway.protocol import METHOD_NOT_FOUND, TOO_MANY_REQUESTS, GatewayError, printable
 from fumehood.gateway.schema import CHECK_CPU_S, Schema, SchemaError
-from fumehood.model import CommitMode, Outcome, Profile, Result, Scope, SessionLife, WorkspaceMode
+from fumehood.model import CommitMode, Outcome, PinOf, Profile, Result, Scope, SessionLife, WorkspaceMode
 from fumehood.reasons import Reason
 
 MAX_ENTRIES = 2048
@@ -41,22 +41,28 @@ _log = logging.getLogger("fumehood")
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool: its definition as the server gave it, and its schema, or why that cannot be judged."""
+    """One tool: its definition as the server gave it, its pin, and its schema, or why that cannot be judged."""
 
     definition: Mapping[str, Any]
     schema: Schema | None
     unusable: str = ""
+    pin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The pinned tools, prompts, resources and templates of one server, for one set of client capabilities."""
+    """The pinned tools, prompts, resources and templates of one server, for one set of client capabilities.
+
+    `pin_of` is whose the pins are, and `image` the digest of what the server was started from, once `pinning` has pinned it.
+    """
 
     greeting: Greeting
     tools: Mapping[str, Tool]
     prompts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     resources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     templates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pin_of: PinOf | None = None
+    image: str | None = None
 
     def differs(self, other: Catalogue) -> frozenset[ListKind]:
         """Which lists are not those of the other."""
@@ -91,41 +97,62 @@ class _Place:
     catalogue: Catalogue
 
 
+Pin = Callable[[Catalogue, str, str | None], Awaitable[Catalogue]]
+
+
 class Shelf:
     """The catalogues of one server, by what the client declares."""
 
-    def __init__(self) -> None:
-        """Hold none yet."""
+    def __init__(self, pin: Pin, image: Callable[[], str | None]) -> None:
+        """Hold none yet. `pin` makes what was read the catalogue; `image` is what the server would be started from now."""
+        self._pin = pin
+        self._image = image
         self._places: dict[str, _Place] = {}
         self._reading = anyio.Lock()
 
     async def get(
-        self, capabilities: Mapping[str, Any], *, modern: bool, reading: Callable[[bool], Awaitable[Outcome]]
+        self, capabilities: Mapping[str, Any], *, modern: bool, reading: Callable[[str | None, bool], Awaitable[Outcome]]
     ) -> Catalogue:
-        """The catalogue for these capabilities, read by `reading(probe)` if need be. Raises `UnreadError`.
+        """The catalogue for these capabilities, read by `reading(probe)` if need be. Raises `UnreadError` or `GatewayError`.
 
-        A server that speaks both eras is spoken to in its client's: it may ask only in the way of the era.
+        A server that speaks both eras is spoken to in its client's: it may ask only in the way of the era. What was read from
+        an image that has been rebuilt since is read anew.
         """
         key = json.dumps([modern, capabilities], sort_keys=True)
-        if (found := self._places.get(key)) is not None:
+        image = self._image()
+        if (found := self._places.get(key)) is not None and found.catalogue.image == image:
             return found.catalogue
         async with self._reading:  # whoever comes meanwhile waits for the one reading
-            if (found := self._places.get(key)) is not None:
+            image = self._image()
+            if (found := self._places.get(key)) is not None and found.catalogue.image == image:
                 return found.catalogue
-            if len(self._places) >= MAX_CATALOGUES:
+            if found is None and len(self._places) >= MAX_CATALOGUES:
                 raise GatewayError(TOO_MANY_REQUESTS, f"more than {MAX_CATALOGUES} sets of client capabilities")
-            place = self._places[key] = _Place(modern, capabilities, await _either_way(modern, reading))
+            catalogue = await self._pin(await _either_way(modern, partial(reading, image)), key, image)
+            place = self._places[key] = _Place(modern, capabilities, catalogue)
             return place.catalogue
 
-    async def renew(self, reading: Callable[[Mapping[str, Any], bool], Awaitable[Outcome]]) -> frozenset[ListKind]:
-        """Read every catalogue again by `reading(capabilities, probe)`; which lists have changed. One that cannot be read stays."""
+    @property
+    def catalogues(self) -> list[Catalogue]:
+        """Those that are there."""
+        return [place.catalogue for place in self._places.values()]
+
+    async def renew(
+        self, reading: Callable[[Mapping[str, Any], str | None, bool], Awaitable[Outcome]]
+    ) -> frozenset[ListKind]:
+        """Read every catalogue again by `reading(capabilities, image, probe)`; which lists differ. One that cannot be read stays."""
         changed: frozenset[ListKind] = frozenset()
         async with self._reading:
-            for place in list(self._places.values()):
+            for key, place in list(self._places.items()):
+                image = self._image()
                 try:
-                    read = await _either_way(place.modern, partial(reading, place.capabilities))
+                    read = await _either_way(place.modern, partial(reading, place.capabilities, image))
+                    read = await self._pin(read, key, image)
                 except UnreadError as error:
                     _log.warning("task %s: lists were not read again: %s", error.outcome.task, error.outcome.detail)
+                    continue
+                except GatewayError as error:
+                    _log.warning("lists were not pinned again: %s", error.message)
                     continue
                 changed |= read.differs(place.catalogue)
                 place.catalogue = read

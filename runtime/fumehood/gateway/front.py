@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from fumehood.gateway.exchange import Said
 from fumehood.gateway.kept import KeptResults
 from fumehood.gateway.ongoing import Calls, Ongoing, described
 from fumehood.gateway.peer import Channel, Client
+from fumehood.gateway.pinning import Pinning
 from fumehood.gateway.protocol import (
     INVALID_PARAMS,
     LOG_LEVEL_KEY,
@@ -45,11 +46,12 @@ from fumehood.gateway.served import Served
 from fumehood.gateway.sessions import Sessions
 from fumehood.gateway.upstream import Refuse, Run, Upstream, Wanted, failed
 from fumehood.model import Kind, Outcome, Oversize, Profile
-from fumehood.ports import Ledger, Ports
+from fumehood.ports import Images, Ledger, Ports
 from fumehood.reasons import Reason
 from fumehood.residence import Residences
 
 TASK_PATIENCE_S = 10.0
+PINS_WATCH_S = 2.0
 MAX_SUBSCRIPTIONS = 256
 LISTS = {
     "tools/list": "tools",
@@ -78,7 +80,7 @@ class Gateway:
 
     def __init__(
         self, servers: Sequence[Served], run: Run, refuse: Refuse, new_task: Callable[[], str],
-        tasks: anyio.abc.TaskGroup, residences: Residences, ledger: Ledger,
+        tasks: anyio.abc.TaskGroup, residences: Residences, ledger: Ledger, images: Images,
     ) -> None:  # fmt: skip
         """Serve `servers`; nothing is started before the first request needs it."""
         self.events = Events()
@@ -87,6 +89,7 @@ class Gateway:
         self._new_task = new_task
         self._sessions = Sessions(tasks, run, residences)
         self._kept = KeptResults(ledger)
+        self._pinning = partial(Pinning, ledger=ledger, images=images)
         self._tasks = tasks
         self._calls = Calls(tasks, self._kept, self._changed)
         self._levels: dict[str, str] = {}
@@ -94,7 +97,7 @@ class Gateway:
         self._routes = Routes([self._upstream(served) for served in servers])
 
     def _upstream(self, served: Served) -> Upstream:
-        upstream = Upstream(served, self._run, self._refuse, self._new_task, self._sessions, self._kept)
+        upstream = Upstream(served, self._run, self._refuse, self._new_task, self._sessions, self._kept, self._pinning(served))
         upstream.renewal = Renewal(self._tasks, upstream.renew, partial(self._relisted, upstream))
         return upstream
 
@@ -156,6 +159,15 @@ class Gateway:
         self._subscribed.pop(connection, None)
         await self._sessions.ended(connection)
 
+    async def watch_pins(self) -> None:
+        """Tell clients when the operator has accepted a tool that was blocked. Where nothing is, nobody is asked."""
+        while True:
+            await anyio.sleep(PINS_WATCH_S)
+            for upstream in self._routes.upstreams:
+                with suppress(GatewayError):  # told to whoever calls
+                    if await upstream.decided():
+                        self._relisted(upstream, "tools")
+
     async def close(self) -> None:
         """End every session, in order."""
         await self._sessions.end_all()
@@ -166,7 +178,7 @@ class Gateway:
 
         async def read(upstream: Upstream) -> None:
             try:
-                found[upstream] = await upstream.catalogue(client)
+                found[upstream] = await (upstream.offered if method == "tools/list" else upstream.catalogue)(client)
             except UnreadError as error:
                 failures.append(results.error_of(error.outcome))
             except GatewayError as error:
@@ -308,7 +320,8 @@ async def open_gateway(
 ) -> AsyncIterator[Gateway]:
     """A gateway for the length of the body; its sessions are ended, and its calls cancelled, with it."""
     async with anyio.create_task_group() as tasks:
-        gateway = Gateway(servers, run, refuse, new_task, tasks, ports.residences, ports.ledger)
+        gateway = Gateway(servers, run, refuse, new_task, tasks, ports.residences, ports.ledger, ports.images)
+        tasks.start_soon(gateway.watch_pins)
         try:
             yield gateway
         finally:

@@ -32,6 +32,10 @@ def reread(begun: Settings, fronts: Fronts, serving: ServedSet) -> Revision:
     # The worker has no rights left to be given others with, and leases under way were issued with these.
     if now.outward != begun.outward:
         raise _only_at_the_start("`egress` or `credentials`")
+    # The ledger was told at the start, by who may tell it: not by the worker, which could let itself trust what it likes.
+    for server in found.gateway.servers if found.gateway is not None else ():
+        if now.reviews(server.name) != begun.reviews(server.name):
+            raise _only_at_the_start(f"`pins` of the server `{server.name}`")
     served = Reader(found, os.environ, begun.caller_uid, begun.state).read(fronts)
     # The worker has these sockets from whoever could bind them; it could not bind others.
     if (served.http and served.http.listen) != (serving.http and serving.http.listen):

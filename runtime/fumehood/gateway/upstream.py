@@ -20,6 +20,7 @@ from fumehood.gateway.events import ListKind
 from fumehood.gateway.exchange import ClientFacts, Relay, Said, Spill
 from fumehood.gateway.kept import KeptResults
 from fumehood.gateway.peer import Client
+from fumehood.gateway.pinning import Pinning, stamped
 from fumehood.gateway.protocol import TASKS_EXTENSION, printable
 from fumehood.gateway.renewal import Renewal
 from fumehood.gateway.served import Served
@@ -52,8 +53,9 @@ class Upstream:
     """One server. `run` is `run_call`; `refuse` makes the record of what the gateway itself refuses."""
 
     def __init__(
-        self, served: Served, run: Run, refuse: Refuse, new_task: Callable[[], str], sessions: Sessions, kept: KeptResults
-    ) -> None:
+        self, served: Served, run: Run, refuse: Refuse, new_task: Callable[[], str], sessions: Sessions, kept: KeptResults,
+        pinning: Pinning,
+    ) -> None:  # fmt: skip
         """Start nothing before the first request needs it."""
         self.served = served
         self._run = run
@@ -61,7 +63,8 @@ class Upstream:
         self._new_task = new_task
         self._sessions = sessions
         self._kept = kept
-        self._shelf = Shelf()
+        self._pinning = pinning
+        self._shelf = Shelf(pinning.pinned, lambda: pinning.image)
         self.renewal: Renewal | None = None
 
     @property
@@ -80,6 +83,14 @@ class Upstream:
         reading = partial(self._read, client, facts.capabilities)
         return await self._shelf.get(facts.capabilities, modern=client.era.modern, reading=reading)
 
+    async def offered(self, client: Client) -> Catalogue:
+        """The same, with those tools only that may be called now. Raises as `catalogue`."""
+        return await self._pinning.offered(await self.catalogue(client))
+
+    async def decided(self) -> bool:
+        """Whether the operator has decided since on tools that were blocked. Raises `GatewayError`."""
+        return await self._pinning.decided(self._shelf.catalogues)
+
     def relisted(self, client: Client) -> None:
         """The server said in this client's call that a list of its has changed."""
         if self.renewal is not None:
@@ -89,9 +100,11 @@ class Upstream:
         """Read its lists again, for this client's sender; which have changed."""
         return await self._shelf.renew(partial(self._read, client))
 
-    async def _read(self, client: Client, capabilities: Mapping[str, Any], probe: bool) -> Outcome:
+    async def _read(self, client: Client, capabilities: Mapping[str, Any], image: str | None, probe: bool) -> Outcome:
         profile = catalogue.reading_profile(self.profile)
-        call = replace(self._call(client.sender, Kind.COMMAND, None, {}), profile=profile, front_door="catalogue")
+        call = replace(
+            self._call(client.sender, Kind.COMMAND, None, {}), profile=profile, front_door="catalogue", image_digest=image
+        )
         facts = replace(self._facts(client), capabilities=capabilities)
         converse = partial(catalogue.read, client=facts, profile=profile, probe=probe)
         return await self._run(call, self._work(converse))
@@ -111,6 +124,7 @@ class Upstream:
             pinned = await self._judge(client, wanted, call)
             if isinstance(pinned, Deny):
                 return await self._refuse(call, pinned), None
+            call = stamped(call, pinned)
             facts = replace(self._facts(client), log_level=wanted.log_level)
             converse = partial(
                 exchange.request, client=facts, greeting=pinned.greeting, method=wanted.method, params=wanted.params, relay=relay,
@@ -121,9 +135,9 @@ class Upstream:
                 ask = self.profile.ask
                 schema = None if tool is None else tool.definition.get("inputSchema")
                 work = self._work(converse, schema, may_ask=ask.anything)
-                return _honest(await self._run(call, work), wanted, pinned), None
+                return self._told(client, _honest(await self._run(call, work), wanted, pinned)), None
             hosting = replace(
-                self._call(client.sender, Kind.SESSION, None, {}), front_door="session"
+                self._call(client.sender, Kind.SESSION, None, {}), front_door="session", image_digest=pinned.image
             )
             session, handle = await self._sessions.of(
                 hosting, self.name, connection=client.connection, handle=wanted.session, argv=self.served.argv,
@@ -134,7 +148,13 @@ class Upstream:
         if session.outcome is not None and session.residence.is_over:
             return session.outcome, None
         outcome = await self._run(replace(call, session=session.task), Visit(partial(converse, greeted=True)))
-        return _honest(outcome, wanted, pinned), handle
+        return self._told(client, _honest(outcome, wanted, pinned)), handle
+
+    def _told(self, client: Client, outcome: Outcome) -> Outcome:
+        """What was refused for its pin may have been judged by a list that is out of date: then it is read again."""
+        if outcome.reason is Reason.TOOL_CHANGED:
+            self.relisted(client)
+        return outcome
 
     def _work(
         self, converse: Callable[[Streams], Awaitable[Any]], schema: Mapping[str, Any] | None = None, *, may_ask: bool = False

@@ -26,7 +26,8 @@ from typing import Any
 
 from fumehood import wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
-from fumehood.ledger import journal
+from fumehood.ledger import journal, pinning
+from fumehood.ledger.pinning import Pinning
 from fumehood.ledger.requests import bad_request, checked
 from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
@@ -63,14 +64,15 @@ class Request:
 
 
 def serve(
-    socks: Sequence[socket.socket], folder: Path, runtime_id: str, results_kept_s: float = RESULTS_KEPT_S
-) -> None:
+    socks: Sequence[socket.socket], folder: Path, runtime_id: str, results_kept_s: float = RESULTS_KEPT_S,
+    how_pins: Pinning | None = None,
+) -> None:  # fmt: skip
     """Be the ledger until every socket has ended; the first is the worker's. Call it in the main thread of a process of its own."""
     # Ctrl-C and a service manager's stop reach the whole group; the worker still has records to close then.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with ExitStack() as stack:
-        ledger = _Ledger(folder, runtime_id, results_kept_s, stack)
+        ledger = _Ledger(folder, runtime_id, results_kept_s, stack, how_pins or Pinning())
         selector = stack.enter_context(selectors.DefaultSelector())
         for sock in socks:
             sock.setblocking(False)
@@ -147,8 +149,9 @@ def _shut(sock: socket.socket) -> None:
 class _Ledger:
     """The database, and how requests become transactions."""
 
-    def __init__(self, folder: Path, runtime_id: str, results_kept_s: float, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, runtime_id: str, results_kept_s: float, stack: ExitStack, pinning: Pinning) -> None:
         self._folder = folder
+        self._pinning = pinning
         self._results_kept_s = results_kept_s
         self._results: Results | None = None
         self._copies: list[tuple[Request, Copy]] = []
@@ -296,6 +299,8 @@ class _Ledger:
         match request.verb:
             case "open":
                 done = records.open_record(conn, fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s)
+                if done:
+                    return {"ok": {"pin": self._pinning.opened(conn, fields)}}
             case "event":
                 step = records.Step(State(fields["state"]), fields["at"], fields["facts"])
                 done = records.add_event(conn, task, step, runtime_id=self._runtime_id)
@@ -355,6 +360,8 @@ class _Ledger:
                 return {"ok": self._prune(fields["older_than_s"])}
             if request.verb == "sealing_key":
                 return {"ok": self._key().public}
+            if request.verb in pinning.VERBS:
+                return {"ok": self._pinning.answer(self._database(), request.verb, fields)}
             with self._database().read() as conn:
                 match request.verb:
                     case "open_tasks":
