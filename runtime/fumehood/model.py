@@ -146,6 +146,21 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArgumentBounds:
+    """What the arguments of one call may be at most, whatever a tool's schema allows.
+
+    `items` are those of one array or the members of one object, `depth` counts levels, `values` is all there are.
+    `open` names places whose free-form objects may hold any member: `*`, `TOOL`, or `TOOL/name/name` with `~1` for a slash.
+    """
+
+    string_bytes: int = 2**20
+    items: int = 10_000
+    depth: int = 32
+    values: int = 100_000
+    open: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArgumentTest:
     """One comparison on a system call's argument, as libseccomp names them (`eq ne lt le gt ge masked_eq`)."""
 
@@ -213,6 +228,7 @@ class Profile:
     resources: frozenset[str] | None = frozenset()
     prompts: frozenset[str] | None = frozenset()
     completion: bool = False
+    arguments: ArgumentBounds = field(default_factory=ArgumentBounds)
     ask: Ask = field(default_factory=Ask)
     session: SessionLife = field(default_factory=SessionLife)
     results: Oversize = Oversize.REFUSE

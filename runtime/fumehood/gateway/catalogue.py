@@ -21,7 +21,7 @@ import anyio.lowlevel
 
 from fumehood.execution import Streams
 from fumehood.faults import ExchangeFailed
-from fumehood.gateway import exchange
+from fumehood.gateway import closing, exchange
 from fumehood.gateway.events import LIST_KINDS, ListKind
 from fumehood.gateway.exchange import ClientFacts, Conversation, Greeting, ServerAnsweredError
 from fumehood.gateway.protocol import METHOD_NOT_FOUND, TOO_MANY_REQUESTS, GatewayError, printable
@@ -41,12 +41,13 @@ _log = logging.getLogger("fumehood")
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool: its definition as the server gave it, its pin, and its schema, or why that cannot be judged."""
+    """One tool: its definition as the server gave it, its pin, and its schemas, or why one of them cannot be judged."""
 
     definition: Mapping[str, Any]
     schema: Schema | None
     unusable: str = ""
     pin: str | None = None
+    output: Schema | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,7 @@ async def read(streams: Streams, client: ClientFacts, profile: Profile, *, probe
     files = "resources" in has and profile.resources != frozenset()
     resources = await listed("resources/list", "resources", "uri", wanted=files)
     templates = await listed("resources/templates/list", "resourceTemplates", "uriTemplate", wanted=files)
-    return Catalogue(greeting, await _pinned(list(tools.values())), prompts, resources, templates)
+    return Catalogue(greeting, await _judged(list(tools.values()), profile.arguments.open), prompts, resources, templates)
 
 
 async def _listed(
@@ -228,18 +229,26 @@ def _checked(entries: Any, key: str) -> list[dict[str, Any]]:
     return entries
 
 
-async def _pinned(definitions: Sequence[Mapping[str, Any]]) -> dict[str, Tool]:
+async def _judged(definitions: Sequence[Mapping[str, Any]], opened: Sequence[str]) -> dict[str, Tool]:
+    """The tools with their schemas ready to judge; one whose schemas are not safe is there and cannot be called."""
     tools: dict[str, Tool] = {}
     began_s = time.thread_time()
+
+    def left_s() -> float:
+        # The reading's box is not the only one waiting for this thread.
+        return max(0.01, min(CHECK_CPU_S, PIN_CPU_S - (time.thread_time() - began_s)))
+
     for definition in definitions:
         name = definition["name"]
+        which = "input"
         try:
-            # The reading's box is not the only one waiting for this thread.
-            left_s = max(0.01, min(CHECK_CPU_S, PIN_CPU_S - (time.thread_time() - began_s)))
-            tools[name] = Tool(definition, Schema(definition.get("inputSchema"), left_s))
+            given = Schema(definition.get("inputSchema"), left_s(), opens=closing.places(opened, name))
+            which = "output"
+            output = Schema(definition["outputSchema"], left_s(), opens=None) if "outputSchema" in definition else None
+            tools[name] = Tool(definition, given, output=output)
         except SchemaError as error:
-            _log.warning("the tool %s is not offered: its input schema cannot be judged: %s", name, error)
-            tools[name] = Tool(definition, None, str(error))
+            _log.warning("the tool %s is not offered: its %s schema cannot be judged: %s", name, which, error)
+            tools[name] = Tool(definition, None, f"its {which} schema cannot be judged: {error}")
         await anyio.lowlevel.checkpoint()
     return tools
 

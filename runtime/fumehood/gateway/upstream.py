@@ -7,6 +7,7 @@ record, whatever its method is. Knows nothing of the SDK and nothing of boxes: `
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,11 +15,13 @@ from typing import Any
 
 from fumehood.admission.policy import WORKSPACE_FILES, permits
 from fumehood.execution import Call, Command, Exchange, Streams, Visit, Work
-from fumehood.gateway import catalogue, exchange, files
+from fumehood.gateway import catalogue, exchange, files, fitting
+from fumehood.gateway.bounds import excess
 from fumehood.gateway.catalogue import Catalogue, Shelf, UnreadError
 from fumehood.gateway.events import ListKind
 from fumehood.gateway.exchange import ClientFacts, Relay, Said, Spill
 from fumehood.gateway.kept import KeptResults
+from fumehood.gateway.patience import Patience
 from fumehood.gateway.peer import Client
 from fumehood.gateway.pinning import Pinning, stamped
 from fumehood.gateway.protocol import TASKS_EXTENSION, printable
@@ -64,6 +67,7 @@ class Upstream:
         self._sessions = sessions
         self._kept = kept
         self._pinning = pinning
+        self._patience = Patience()
         self._shelf = Shelf(pinning.pinned, lambda: pinning.image)
         self.renewal: Renewal | None = None
 
@@ -126,12 +130,12 @@ class Upstream:
                 return await self._refuse(call, pinned), None
             call = stamped(call, pinned)
             facts = replace(self._facts(client), log_level=wanted.log_level)
+            tool = pinned.tools.get(wanted.name) if wanted.kind is Kind.TOOL else None
             converse = partial(
-                exchange.request, client=facts, greeting=pinned.greeting, method=wanted.method, params=wanted.params, relay=relay,
-                spill=self._spill(wanted, call),
+                fitting.request, tool=tool, client=facts, greeting=pinned.greeting, method=wanted.method, params=wanted.params,
+                relay=relay, spill=self._spill(wanted, call),
             )  # fmt: skip
             if self.profile.scope is Scope.CALL:
-                tool = pinned.tools.get(wanted.name) if wanted.kind is Kind.TOOL else None
                 ask = self.profile.ask
                 schema = None if tool is None else tool.definition.get("inputSchema")
                 work = self._work(converse, schema, may_ask=ask.anything)
@@ -198,13 +202,35 @@ class Upstream:
             kind = wanted.kind.value
             reason = Reason.TOOL_NOT_ALLOWED if wanted.kind is Kind.TOOL else Reason.NOT_ALLOWED
             return Deny(reason=reason, rule="gateway.allow", detail=f"the profile does not allow the {kind} {shown!r}")
+        if (fault := excess(call.arguments, self.profile.arguments)) is not None:
+            return Deny(reason=Reason.ARGUMENTS_INVALID, rule="profile.arguments", detail=fault)
         pinned = await self.catalogue(client)
         match wanted.kind:
             case Kind.TOOL:
-                return _judged_tool(pinned, wanted.name, call.arguments) or pinned
+                return self._judge_tool(pinned, client.sender, wanted.name, call.arguments) or pinned
             case Kind.PROMPT if wanted.name not in pinned.prompts:
                 return Deny(reason=Reason.NOT_KNOWN, rule="gateway.catalogue", detail=f"there is no prompt {shown!r}")
         return pinned
+
+    def _judge_tool(self, pinned: Catalogue, sender: Sender, name: str, arguments: Mapping[str, Any]) -> Deny | None:
+        shown = printable(name, 80)
+        tool = pinned.tools.get(name)
+        if tool is None:
+            return Deny(reason=Reason.TOOL_UNKNOWN, rule="gateway.catalogue", detail=f"there is no tool {shown!r}")
+        if tool.schema is None:
+            return Deny(reason=Reason.SCHEMA_UNUSABLE, rule="gateway.schema", detail=f"the tool {shown!r}: {tool.unusable}")
+        if self._patience.is_spent(sender):
+            detail = "judging the arguments of this sender's calls has taken too long lately"
+            return Deny(reason=Reason.BUSY, rule="gateway.patience", detail=detail, remedy="Try again in some seconds.")
+        began_s = time.thread_time()
+        fault = tool.schema.fault(arguments)
+        self._patience.charge(sender, time.thread_time() - began_s)
+        if fault is None:
+            return None
+        remedy = None
+        if fault.undescribed:
+            remedy = f"Leave it out; if `{shown}` is to have it, name the place in `arguments.open` of the profile."
+        return Deny(reason=Reason.ARGUMENTS_INVALID, rule="gateway.schema", detail=fault.detail, remedy=remedy)
 
     def _facts(self, client: Client) -> ClientFacts:
         mounted = self.profile.filesystem.workspace is not WorkspaceMode.NONE
@@ -231,19 +257,6 @@ def _honest(outcome: Outcome, wanted: Wanted, pinned: Catalogue) -> Outcome:
     if isinstance(said, Said) and said.long is not None and "outputSchema" in pinned.tools[wanted.name].definition:
         return replace(outcome, value=replace(said, long=replace(said.long, is_error=True)))
     return outcome
-
-
-def _judged_tool(pinned: Catalogue, name: str, arguments: Mapping[str, Any]) -> Deny | None:
-    shown = printable(name, 80)
-    tool = pinned.tools.get(name)
-    if tool is None:
-        return Deny(reason=Reason.TOOL_UNKNOWN, rule="gateway.catalogue", detail=f"there is no tool {shown!r}")
-    if tool.schema is None:
-        detail = f"the input schema of {shown!r} cannot be judged: {tool.unusable}"
-        return Deny(reason=Reason.SCHEMA_UNUSABLE, rule="gateway.schema", detail=detail)
-    if (fault := tool.schema.fault(arguments)) is not None:
-        return Deny(reason=Reason.ARGUMENTS_INVALID, rule="gateway.schema", detail=fault)
-    return None
 
 
 def presented(declared: Mapping[str, Any], ask: Ask) -> dict[str, Any]:
