@@ -276,6 +276,23 @@ def test_on_a_full_disk_no_call_opens_yet_what_is_open_is_closed(folder: Path) -
         ledger.open(call())
 
 
+def test_on_a_full_disk_no_definition_is_taken_in_and_what_is_known_goes_on(folder: Path) -> None:
+    place: dict[str, Any] = {"server": "s", "profile": "p", "capabilities": "c", "declared": "[]"}
+    known = [{"tool": "t", "text": "x" * 60_000, "trusted": True}]
+    with on_small_disk(folder) as (ledger, disk):
+        assert ledger.ask("pins_seen", **place, definitions=known) == {"t": "accepted"}
+        fill(disk)
+        seen = []
+        for number in range(20):
+            new = [{"tool": f"t{number}", "text": f"{number}" + "y" * 60_000, "trusted": True}]
+            try:
+                seen.append(ledger.ask("pins_seen", **place, definitions=new)[f"t{number}"])
+            except (LedgerGone, Refused) as error:
+                seen.append(error.reason)
+        assert set(seen[-10:]) <= {Reason.LEDGER_UNAVAILABLE, Reason.STATE_UNAVAILABLE}
+        assert ledger.ask("pins_seen", **place, definitions=known) == {"t": "accepted"}
+
+
 async def answers(ledger: Ledger) -> list[str]:
     """What a ledger says to right and wrong use."""
     one, said = call(), []

@@ -82,8 +82,7 @@ def diff(tool: Tool = None, *, server: Server = None, profile: Profile = None, a
             wanted = [row for row in wanted if row["state"] not in {PinState.ACCEPTED, PinState.REJECTED}]
         reviews = []
         for row in _distinct(wanted):
-            # A tool may be accepted as another kind of client sees it: then that is what it is compared with.
-            base = row["accepted"] or next((one["accepted"] for one in known if _same_tool(one, row) and one["accepted"]), None)
+            base = _accepted(row) or next((_accepted(one) for one in known if _same_tool(one, row) and _accepted(one)), None)
             texts = [None if pin is None else ask("pin_text", {"server": row["server"], "pin": pin}) for pin in (base, row["seen"])]
             reviews.append(pins_view.review(row, *texts))
     flags = pins_view.flags(known, {(each["server"], each["pin"]): each["text"] for each in reviews})
@@ -226,6 +225,14 @@ def _chosen(rows: Iterable[Row], tool: str | None, server: str | None, profile: 
 def _distinct(rows: Iterable[Row]) -> list[Row]:
     """One row for each definition: several kinds of clients may see the same."""
     return list({(row["server"], row["profile"], row["tool"], row["seen"]): row for row in rows}.values())
+
+
+def _accepted(row: Mapping[str, Any]) -> str | None:
+    """What a definition is compared with: what was accepted of it, as far as that counts.
+
+    Where it was never accepted, that is what was accepted of the same tool as other clients see it.
+    """
+    return None if row["state"] == PinState.NEW else row["accepted"]
 
 
 def _same_tool(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

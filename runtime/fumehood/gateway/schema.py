@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
 
-from fumehood.gateway.closing import At, closed
+from fumehood.gateway.closing import At, closed, may_turn
 from fumehood.gateway.protocol import printable
 
 Made = TypeVar("Made")
@@ -62,13 +62,15 @@ class Schema:
             raise SchemaError("it is not an object")
         validator = jsonschema.Draft202012Validator
         try:
-            forms = limited(cpu_s, lambda: _checked(schema, validator, opens))
+            plain, shut = limited(cpu_s, lambda: _checked(schema, validator, opens))
         except _TooSlowError as error:
             raise SchemaError("it takes too long to check") from error
         except (jsonschema.SchemaError, RecursionError) as error:
             raise SchemaError(f"it is not valid: {_first_line(error)}") from error
         nowhere: Any = referencing.Registry()
-        self._judges = [validator(each, registry=nowhere) for each in forms]
+        self._plain = validator(plain, registry=nowhere)
+        self._closed = None if shut is None else validator(shut, registry=nowhere)
+        self._both = shut is None or may_turn(plain)
 
     def fault(self, value: Any, cpu_s: float = JUDGE_CPU_S) -> Fault | None:
         """What is wrong with a value, or None. Only in the main thread: the limit is a signal."""
@@ -80,16 +82,25 @@ class Schema:
             return Fault(f"it cannot be judged: {printable(type(error).__name__)}")
 
     def _first_fault(self, value: Any) -> Fault | None:
-        for number, judge in enumerate(self._judges):
-            for error in judge.iter_errors(value):
-                return Fault(f"{printable(error.json_path, 100)}: {_first_line(error)}", undescribed=number > 0)
-        return None
+        shut = None if self._closed is None else _first(self._closed, value)
+        if shut is None and not self._both:
+            return None
+        plain = _first(self._plain, value)
+        if plain is not None:
+            return Fault(plain)
+        return None if shut is None else Fault(shut, undescribed=True)
 
 
-def _checked(schema: Mapping[str, Any], validator: Any, opens: Sequence[At] | None) -> Sequence[Any]:
+def _first(judge: Any, value: Any) -> str | None:
+    for error in judge.iter_errors(value):
+        return f"{printable(error.json_path, 100)}: {_first_line(error)}"
+    return None
+
+
+def _checked(schema: Mapping[str, Any], validator: Any, opens: Sequence[At] | None) -> tuple[Any, Any]:
     plain = _rewritten(schema)
     validator.check_schema(plain)
-    return (plain,) if opens is None else (plain, closed(plain, opens))
+    return plain, None if opens is None else closed(plain, opens)
 
 
 def _rewritten(node: Any) -> Any:

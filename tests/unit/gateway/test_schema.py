@@ -13,6 +13,7 @@ from fumehood.gateway.schema import Schema, SchemaError, _TooSlowError, limited,
 
 STRING = {"type": "string"}
 NAMED = {"type": "object", "properties": {"name": STRING}}
+COUNTS = {"type": "object", "additionalProperties": {"type": "integer"}}
 
 
 def passes(schema: dict[str, Any], arguments: dict[str, Any], *opened: str) -> bool:
@@ -88,7 +89,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], bool]] = [
     ("optional and null", {"properties": {"a": {"anyOf": [NAMED, {"type": "null"}]}}}, {"a": None}, True),
     (
         "oneOf must not be made to pass by closing",
-        {"properties": {"a": {"oneOf": [{"properties": {"n": NAMED}}, {"properties": {"n": {}}}]}}},
+        {"properties": {"a": {"oneOf": [{"properties": {"n": NAMED}}, {"properties": {"n": COUNTS}}]}}},
+        {"a": {"n": {"other": 1}}},
+        False,
+    ),
+    (
+        "not keeps its meaning behind a reference",
+        {"properties": {"a": {"not": {"$ref": "#/$defs/x"}, "properties": {"n": COUNTS}}}, "$defs": {"x": {"properties": {"n": NAMED}}}},
         {"a": {"n": {"other": 1}}},
         False,
     ),
@@ -300,7 +307,7 @@ def test_a_schema_made_to_be_slow_to_check_is_refused() -> None:
 
 def test_the_schema_of_the_server_is_left_as_it_is() -> None:
     schema = {"properties": {"a": {"properties": {}}}}
-    assert closed(schema)["properties"]["a"]["unevaluatedProperties"] is False
+    assert closed(schema)["properties"]["a"]["additionalProperties"] is False
     assert schema == {"properties": {"a": {"properties": {}}}}
 
 
