@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 from fumehood.faults import BoxFailed, LedgerGone, Refused
 from fumehood.lifecycle import NEXT, State
@@ -23,6 +24,8 @@ from fumehood.model import (
     Keeping,
     Kind,
     Outcome,
+    PinOf,
+    PinState,
     Profile,
     SeccompPolicy,
     Sender,
@@ -31,12 +34,14 @@ from fumehood.model import (
     task_id,
 )
 from fumehood.ports import (
+    Definition,
     EgressEntry,
     Exited,
     Kept,
     Ledger,
     Listen,
     Made,
+    Opened,
     OpenLease,
     Ports,
     Revoked,
@@ -47,7 +52,10 @@ from fumehood.ports import (
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import Surveyed
-from fumehood.store import nonces
+from fumehood.store import nonces, pins
+from fumehood.store.database import Transaction
+from fumehood.store.migrations import migrate
+from fumehood.store.pins import Place
 
 _numbers = itertools.count(1)
 
@@ -68,6 +76,13 @@ class FakeClock:
         self.now_s += seconds
 
 
+def _pins() -> Transaction:
+    """The ledger's own SQL about pins, on a database in memory."""
+    conn = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    migrate(conn)
+    return Transaction(cast("Any", None), conn)
+
+
 @dataclass
 class FakeLedger:
     """A ledger in memory. `gone` makes every request fail; `ends_at` makes it go when that state is reported."""
@@ -86,13 +101,46 @@ class FakeLedger:
     kept_s: float = 86_400.0
     senders: dict[str, SenderKey] = field(default_factory=dict)
     spent: dict[tuple[str, str], float] = field(default_factory=dict)
+    review: bool = False
+    pins: Transaction = field(default_factory=_pins)
 
-    async def open(self, call: ToolCall) -> None:
+    async def open(self, call: ToolCall) -> Opened:
         self._check()
         if call.task in self.states:
             raise _not_possible("open", call.task)
         self.states[call.task] = State.OPEN
         self.calls[call.task] = call
+        return Opened() if call.pin is None else Opened(pin=self.pin_state(call))
+
+    async def pins_seen(
+        self, of: PinOf, profile: str, declared: str, definitions: Sequence[Definition]
+    ) -> Mapping[str, PinState]:
+        self._check()
+        place = Place(profile=profile, **asdict(of))
+        told = [asdict(each) for each in definitions]
+        pins.see(self.pins, place, told, declared, review=self.review, at_s=1.0)
+        return {
+            each.tool: pins.state(self.pins, place, each.tool, pins.pin_of(each.text), review=self.review) for each in definitions
+        }
+
+    async def pins_of(self, of: PinOf, profile: str) -> Mapping[str, str]:
+        self._check()
+        page = pins.states(self.pins, Place(profile=profile, **asdict(of)), None, review=self.review)
+        return {row["tool"]: row["seen"] for row in page["pins"] if row["state"] == PinState.ACCEPTED}
+
+    def pin_state(self, call: ToolCall) -> PinState:
+        """What the ledger says of a call's pin."""
+        assert call.pin is not None
+        assert call.pin_of is not None
+        place = Place(profile=call.profile.name, **asdict(call.pin_of))
+        return pins.state(self.pins, place, call.tool or "", call.pin, review=self.review)
+
+    def accept(self, tool: str) -> None:
+        """What an operator does: whatever is seen of this tool now is accepted."""
+        key = dict.fromkeys(("server", "profile", "tool", "capabilities"), "")
+        for row in pins.pins(self.pins, key)["pins"]:
+            if row["tool"] == tool:
+                pins.accept(self.pins, {**row, "pin": row["seen"]}, at_s=2.0)
 
     async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
         if self.ends_at == state:

@@ -30,6 +30,7 @@ DATABASE = """\
 image: net-clients
 command: [python3, /workspace/database.py, {era}, "{db}", "{web}"]
 tools: {{allow: "*"}}
+arguments: {{open: ["*"]}}
 scope: {scope}
 {session}
 ask: {{elicitation: true, wait: 20s}}

@@ -18,7 +18,7 @@ from lab import FUMEHOOD, RISKS, Lab, children, descendants, pids
 
 NAPPER = Path(__file__).parent / "e2e" / "servers" / "napper.py"
 META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
-PROFILE = "command: [python3, /workspace/napper.py, nap]\ntools: {allow: '*'}\nfilesystem: {workspace: rw}\nlimits: {wall: 30s}\n"
+PROFILE = "command: [python3, /workspace/napper.py, nap]\ntools: {allow: '*'}\narguments: {open: ['*']}\nfilesystem: {workspace: rw}\nlimits: {wall: 30s}\n"
 
 
 @dataclass

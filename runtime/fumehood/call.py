@@ -17,7 +17,7 @@ from fumehood.ports import Ports
 async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
     """Carry one call from request to closed record. Raises nothing but cancellation (after the record is closed)."""
     async with evidence.record(call, ports) as log:
-        verified = await log.note(verify.check(call, ports.images))
+        verified = await log.note(verify.check(call, ports.images, log.opened.pin))
         verdict = await log.note(policy.evaluate(verified, ports.owner_uid))
         grant = await log.note(approval.settle(verdict))
         plan = await log.note(sandbox.plan(grant))

@@ -28,6 +28,13 @@ _URL = re.compile(
 _ORIGIN = re.compile(r"https?://([^/?#@\s]+)")
 
 
+class PinMode(StrEnum):
+    """Whether a tool may be called when its definition is seen for the first time, or only when the operator has accepted it."""
+
+    TRUST_FIRST = "trust-first"
+    REVIEW = "review"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamConfig:
     """A remote server: its URL, and whom the gateway is to it.
@@ -52,6 +59,7 @@ class ServerConfig:
     command: tuple[str, ...] = ()
     engine: str | None = None
     upstream: UpstreamConfig | None = None
+    pins: PinMode | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +138,12 @@ class GatewayConfig:
     unix: str | None = None
     unix_envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
     unix_users: tuple[tuple[str, int], ...] = ()
+    pins: PinMode = PinMode.TRUST_FIRST
+
+    @property
+    def pinned_otherwise(self) -> tuple[str, ...]:
+        """The servers whose mode is not the gateway's."""
+        return tuple(each.name for each in self.servers if each.pins not in (None, self.pins))
 
 
 def is_audience(text: str) -> bool:

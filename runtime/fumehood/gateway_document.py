@@ -88,6 +88,7 @@ class ServerDocument(Strict):
     upstream: UpstreamDocument | None = Field(
         default=None, description="A remote server, in place of one that runs here; wants a profile with `remote: true`."
     )
+    pins: Literal["trust-first", "review"] | None = Field(default=None, description="Default: the gateway's.")
 
 
 class TlsDocument(Strict):
@@ -157,6 +158,10 @@ class GatewayDocument(Strict):
     )
     http: HttpDocument | None = None
     unix: UnixDocument | None = None
+    pins: Literal["trust-first", "review"] = Field(
+        default="trust-first",
+        description="May a tool be called when it is first seen, or when `fumehood pins accept` was given? A change always waits.",
+    )
 
 
 def judge(document: GatewayDocument, source: Source) -> Iterator[Problem]:
@@ -212,7 +217,8 @@ def plain(document: GatewayDocument) -> values.GatewayConfig:
             values.ServerConfig(
                 name=name,
                 upstream=None if each.upstream is None else values.UpstreamConfig(**each.upstream.model_dump()),
-                **{field: getattr(each, field) for field in ServerDocument.model_fields if field != "upstream"},
+                pins=None if each.pins is None else values.PinMode(each.pins),
+                **{field: getattr(each, field) for field in ServerDocument.model_fields if field not in {"upstream", "pins"}},
             )
             for name, each in document.servers.items()
         ),
@@ -220,6 +226,7 @@ def plain(document: GatewayDocument) -> values.GatewayConfig:
         unix=None if document.unix is None else document.unix.path,
         **({} if document.unix is None else {"unix_envelope": _envelope(document.unix.envelope)}),
         unix_users=() if document.unix is None else tuple(document.unix.users.items()),
+        pins=values.PinMode(document.pins),
     )
 
 

@@ -27,6 +27,7 @@ from typing import Any, Generic, TypeVar
 
 from fumehood import accounts, config, confine, operating, wire, witnessing
 from fumehood.faults import FumehoodError
+from fumehood.gateway_config import PinMode
 from fumehood.model import task_id
 from fumehood.outward_config import Given, OutwardConfig
 from fumehood.reasons import Reason
@@ -101,6 +102,8 @@ def settings(
         image_folder=account.image_folder,
         results_kept_s=found.results_kept_s,
         witnesses=found.witnesses,
+        review=found.gateway is not None and found.gateway.pins is PinMode.REVIEW,
+        review_otherwise=() if found.gateway is None else found.gateway.pinned_otherwise,
         outward=found.outward,
     )
 
@@ -351,6 +354,7 @@ def _to_append(path: str, uid: int) -> int:
 
 def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
     from fumehood.ledger.outside import Outside
+    from fumehood.ledger.pinning import Pinning
     from fumehood.ledger.serve import serve
 
     gc.freeze()  # what was imported stays for good
@@ -358,7 +362,10 @@ def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
     if chosen is not None:
         confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
         outside = Outside(socket.socket(fileno=fds[0]) if fds else None, chosen.witnesses)
-        serve(ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s, outside, takes_senders=chosen.takes_senders)
+        how_pins = Pinning(review=chosen.review, otherwise=frozenset(chosen.review_otherwise), decides=chosen.decides)
+        serve(
+            ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s, outside, how_pins, takes_senders=chosen.takes_senders
+        )
 
 
 def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:

@@ -160,6 +160,21 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArgumentBounds:
+    """What the arguments of one call may be at most, whatever a tool's schema allows.
+
+    `items` are those of one array or the members of one object, `depth` counts levels, `values` is all there are.
+    `open` names places whose free-form objects may hold any member: `*`, `TOOL`, or `TOOL/name/name` with `~1` for a slash.
+    """
+
+    string_bytes: int = 2**20
+    items: int = 10_000
+    depth: int = 32
+    values: int = 100_000
+    open: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArgumentTest:
     """One comparison on a system call's argument, as libseccomp names them (`eq ne lt le gt ge masked_eq`)."""
 
@@ -227,6 +242,7 @@ class Profile:
     resources: frozenset[str] | None = frozenset()
     prompts: frozenset[str] | None = frozenset()
     completion: bool = False
+    arguments: ArgumentBounds = field(default_factory=ArgumentBounds)
     ask: Ask = field(default_factory=Ask)
     session: SessionLife = field(default_factory=SessionLife)
     pool: Pool = field(default_factory=Pool)
@@ -276,6 +292,23 @@ class Proof:
     until_s: float
 
 
+class PinState(StrEnum):
+    """What the ledger says of a tool's definition: only an accepted one may be called."""
+
+    ACCEPTED = "accepted"
+    NEW = "new"
+    CHANGED = "changed"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinOf:
+    """Whose pin a call has, beside its profile and tool: the server as the operator named it, and which set of client capabilities."""
+
+    server: str
+    capabilities: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
     """A request, before anything about it is believed.
@@ -283,8 +316,9 @@ class ToolCall:
     `task` is the id made by `new_task_id`; `workspace_fd` a directory opened by the caller's own uid (rule 7).
     `tool` is the name of what is called: a tool's or a prompt's name, a resource's URI; None for an ad-hoc command of
     the operator. `session` is the task of the session whose box it runs in, if any, and `standby` that of a server which was started
-    for it. `request_digest` is that of the request as it
-    arrived, without its envelope; `pin` that of the definition which the tool was called by; `idempotency_key` the client's own name
+    for it. `request_digest` is that of the request as it arrived, without its envelope; `pin` that of the definition which the tool
+    was called by, and `pin_of` whose that is; `image_digest` is the image that the definition was read from, the only one it
+    speaks for; `idempotency_key` the client's own name
     for the request, which it repeats when it does not know whether the first one arrived.
     """
 
@@ -301,6 +335,8 @@ class ToolCall:
     standby: str | None = None
     request_digest: str | None = None
     pin: str | None = None
+    pin_of: PinOf | None = None
+    image_digest: str | None = None
     proof: Proof | None = None
     idempotency_key: str | None = None
 

@@ -13,6 +13,8 @@ from fumehood.model import (
     Image,
     Keeping,
     Outcome,
+    PinOf,
+    PinState,
     Sender,
     ToolCall,
     Usage,
@@ -166,11 +168,37 @@ class SenderKey:
     revoked: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """What the ledger knows of a call at the moment that its record is opened. `pin` is None for a call without one."""
+
+    pin: PinState | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """One tool as a server has it now. `text` is what its pin is the SHA-256 of; `trusted`: it may be accepted at first sight."""
+
+    tool: str
+    text: str
+    trusted: bool
+
+
 class Ledger(Protocol):
     """The ledger process. Raises `LedgerGone` when it cannot make durable what it was given."""
 
-    async def open(self, call: ToolCall) -> None:
+    async def open(self, call: ToolCall) -> Opened:
         """Write the call's record durably. Returns only when it is on disk."""
+        ...
+
+    async def pins_seen(
+        self, of: PinOf, profile: str, declared: str, definitions: Sequence[Definition]
+    ) -> Mapping[str, PinState]:
+        """Tell what a server's tools are now, durably; by tool, whether they may be called. Raises `Refused` for too many."""
+        ...
+
+    async def pins_of(self, of: PinOf, profile: str) -> Mapping[str, str]:
+        """The tools of a server that may be called now, with their pins."""
         ...
 
     async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:

@@ -14,6 +14,9 @@ class Settings:
     """`workspace_roots` None means any directory of the caller's: the operator's own command line.
 
     `witnesses` are (kind, where, required), the kind `file` or `http`.
+    `review`: no tool's definition is accepted at first sight, but for the servers of `review_otherwise`, and the other way round.
+    `decides`: the ledger takes decisions about pins, for one command that serves nobody. Both are for the ledger alone to go by.
+
     `outward` is the worker's alone: the others are not told where the operator's secrets are.
 
     `takes_senders`: whether this runtime's ledger may be told who sends. True for an operator's own command about that, and never
@@ -49,8 +52,15 @@ class Settings:
     image_folder: str | None = None
     results_kept_s: float = 24 * 3600.0
     witnesses: tuple[tuple[str, str, bool], ...] = ()
+    review: bool = False
+    review_otherwise: tuple[str, ...] = ()
+    decides: bool = False
     outward: OutwardConfig = field(default_factory=OutwardConfig)
     takes_senders: bool = False
+
+    def reviews(self, server: str) -> bool:
+        """Whether only what an operator has accepted counts for this server of the gateway's."""
+        return self.review != (server in self.review_otherwise)
 
     @property
     def images(self) -> Path:

@@ -21,19 +21,19 @@ from fakes import new_task
 from fumehood.gateway import adapter, stdio
 from fumehood.gateway.front import Gateway, open_gateway
 from fumehood.gateway.served import Served
-from fumehood.model import Filesystem, Limits, Profile, SeccompPolicy, Sender, WorkspaceMode
+from fumehood.model import ArgumentBounds, Filesystem, Limits, Profile, SeccompPolicy, Sender, WorkspaceMode
 from signed import proofs
 
 SENDER = Sender(uid=os.getuid(), name="tester")
 
 
 def served(argv: tuple[str, ...], name: str = "fake", **changes: object) -> Served:
-    """What a gateway over this command serves; every tool allowed, and what the changes to the profile say."""
+    """What a gateway over this command serves; every tool allowed, open where its schema is, and what the changes to the profile say."""
     limits = Limits(
         wall_s=float(str(changes.pop("wall_s", 20))), result_bytes=int(str(changes.pop("result_bytes", 2**23)))
     )
     workspace = WorkspaceMode(str(changes.pop("workspace", WorkspaceMode.SCRATCH)))
-    allowed: dict[str, Any] = {"tools": None, **changes}
+    allowed: dict[str, Any] = {"tools": None, "arguments": ArgumentBounds(open=("*",)), **changes}
     profile = Profile(
         name=name,
         digest="sha256:" + "0" * 64,

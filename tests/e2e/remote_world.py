@@ -34,7 +34,7 @@ from fumehood.gateway.peer import Client
 from fumehood.gateway.reading import remote_profile
 from fumehood.gateway.served import Served
 from fumehood.gateway_config import UpstreamConfig
-from fumehood.model import Ask, Deny, Limits, Outcome, Profile, SeccompPolicy, ToolCall
+from fumehood.model import ArgumentBounds, Ask, Deny, Limits, Outcome, Profile, SeccompPolicy, ToolCall
 from fumehood.ports import Issued, LeaseRequest, Outward, Ports, Revoked
 from fumehood.reach import Network, NetworkLimits, Secret, SecretForm
 
@@ -151,7 +151,7 @@ def profile(**changes: Any) -> Profile:
     network = Network(limits=changes.pop("network", NetworkLimits()))
     return Profile(
         name="remote", digest="", image="", seccomp=SeccompPolicy(name="default", default_errno=1, rules=()),
-        **{"tools": None, "limits": limits, "network": network, "ask": Ask(), **changes},
+        **{"tools": None, "arguments": ArgumentBounds(open=("*",)), "limits": limits, "network": network, "ask": Ask(), **changes},
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ def tasks(of: Lab) -> list[dict[str, Any]]:
 PEER = Path(__file__).parent / "servers" / "peer.py"
 PROFILE = """\
 tools: {allow: "*"}
+arguments: {open: ["*"]}
 limits: {wall: 8s, result: 1MiB}
 filesystem: {workspace: ro}
 """

@@ -27,6 +27,7 @@ SERVER = Path(__file__).parent / "servers" / "stateful.py"
 PROFILE = """\
 command: [python3, /workspace/stateful.py, {era}]
 tools: {{allow: "*"}}
+arguments: {{open: ["*"]}}
 resources: {{allow: ["workspace:///*"]}}
 results: spill
 limits: {{wall: 30s, memory: 256MiB, result: 100KiB}}

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from fumehood import evidence, wire
 from fumehood.evidence.client import LedgerClient
 from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.lifecycle import State
-from fumehood.model import Outcome, Result
-from fumehood.ports import Ledger
+from fumehood.model import Outcome, PinOf, Result
+from fumehood.ports import Definition, Ledger
 from fumehood.reasons import Reason
 from fumehood.store.database import FILE
 from fumehood.store.migrations import VERSION
+from fumehood.store.pins import pin_of
 from ledgers import SERVE, Running, client, running
 
 # The ledger, dying where a power cut is worst: the rows are written and the commit has not happened.
@@ -274,6 +276,23 @@ def test_on_a_full_disk_no_call_opens_yet_what_is_open_is_closed(folder: Path) -
         ledger.open(call())
 
 
+def test_on_a_full_disk_no_definition_is_taken_in_and_what_is_known_goes_on(folder: Path) -> None:
+    place: dict[str, Any] = {"server": "s", "profile": "p", "capabilities": "c", "declared": "[]"}
+    known = [{"tool": "t", "text": "x" * 60_000, "trusted": True}]
+    with on_small_disk(folder) as (ledger, disk):
+        assert ledger.ask("pins_seen", **place, definitions=known) == {"t": "accepted"}
+        fill(disk)
+        seen = []
+        for number in range(20):
+            new = [{"tool": f"t{number}", "text": f"{number}" + "y" * 60_000, "trusted": True}]
+            try:
+                seen.append(ledger.ask("pins_seen", **place, definitions=new)[f"t{number}"])
+            except (LedgerGone, Refused) as error:
+                seen.append(error.reason)
+        assert set(seen[-10:]) <= {Reason.LEDGER_UNAVAILABLE, Reason.STATE_UNAVAILABLE}
+        assert ledger.ask("pins_seen", **place, definitions=known) == {"t": "accepted"}
+
+
 async def answers(ledger: Ledger) -> list[str]:
     """What a ledger says to right and wrong use."""
     one, said = call(), []
@@ -290,6 +309,11 @@ async def answers(ledger: Ledger) -> list[str]:
     await say(ledger.close(outcome))
     await say(ledger.open(one))
     await say(ledger.open(one))
+    of, definition = PinOf(server="s", capabilities="c"), Definition(tool="t", text="{}", trusted=True)
+    said.append(f"{await ledger.pins_seen(of, 'git', '[]', [definition, replace(definition, tool='u', trusted=False)])}")
+    said.append(f"{await ledger.pins_of(of, 'git')}")
+    for pin, tool in ((pin_of("{}"), "t"), (pin_of("other"), "t"), (pin_of("{}"), "u")):
+        said.append(f"{await ledger.open(replace(call(), tool=tool, pin=pin, pin_of=of))}")
     await say(ledger.event(one.task, "verified", {"image_digest": "sha256:aa"}))
     await say(ledger.event(one.task, "running", {}))
     await say(ledger.event(new_task(), "verified", {}))

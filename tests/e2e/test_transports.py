@@ -184,7 +184,7 @@ def test_the_worker_that_listens_is_confined_like_any_other(gateway: Listening) 
 async def test_a_client_that_hangs_up_takes_its_box_along(transports_lab: Lab, era: str) -> None:
     workspace = transports_lab.workspace("peer")
     shutil.copy(PEER, workspace / "peer.py")
-    profile = transports_lab.profile("peer", 'tools: {allow: "*"}\nfilesystem: {workspace: ro}\n')
+    profile = transports_lab.profile("peer", 'tools: {allow: "*"}\narguments: {open: ["*"]}\nfilesystem: {workspace: ro}\n')
     marker = f"marker-http-{era}"
     argv = ("python3", "/workspace/peer.py", "modern", marker)
     with listening(transports_lab, "--workspace", str(workspace), profile=profile, argv=argv) as found:

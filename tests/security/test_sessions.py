@@ -25,6 +25,7 @@ SERVER = Path(__file__).resolve().parents[1] / "e2e" / "servers" / "stateful.py"
 PROFILE = """\
 command: [python3, /workspace/stateful.py, {era}]
 tools: {{allow: "*"}}
+arguments: {{open: ["*"]}}
 scope: {scope}
 {session}
 ask: {{elicitation: true, wait: 2s}}

@@ -29,7 +29,7 @@ from fumehood.model import (
     ToolCall,
     WorkspaceMode,
 )
-from fumehood.ports import Exited, Made, Ports, Settled
+from fumehood.ports import Exited, Made, Opened, Ports, Settled
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 
@@ -95,9 +95,10 @@ class TellingLedger(fakes.FakeLedger):
         super().__init__(gone=gone)
         self.said = said
 
-    async def open(self, call: ToolCall) -> None:
-        await super().open(call)
+    async def open(self, call: ToolCall) -> Opened:
+        opened = await super().open(call)
         self.said.steps.append("opened")
+        return opened
 
     async def close(self, outcome: Outcome) -> None:
         await super().close(outcome)

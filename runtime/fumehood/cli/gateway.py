@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 
 from fumehood.cli import gateway_files
 from fumehood.faults import FumehoodError
+from fumehood.gateway_config import PinMode
 from fumehood.model import Deny, Outcome, ToolCall
 from fumehood.ports import Ports
 from fumehood.reasons import Reason
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 # As many objects as a dozen requests leave: looking through 700 at a time cost a long answer more often than it freed anything.
 _YOUNG_OBJECTS = 10_000
+_LINE_CHARS = 200
 
 
 class _Gateway(TyperGroup):
@@ -95,6 +97,9 @@ def gateway(
         str | None, typer.Option(help="Whether requests are signed: required, accepted (the default) or off.")
     ] = None,
     audience: Annotated[str | None, typer.Option(help="What signed requests must be made out to; default: fumehood.")] = None,
+    pins: Annotated[
+        PinMode | None, typer.Option(help="May a tool be called when it is first seen, or once it was accepted? Default: trust-first.")
+    ] = None,
 ) -> None:
     """Serve MCP servers' tools, each call in a box of its own: on stdio, or on HTTP or a unix socket.
 
@@ -113,9 +118,9 @@ def gateway(
     if http is not None and unix is not None:
         raise FumehoodError(Reason.BAD_REQUEST, "--http and --unix are two ways to serve", remedy="Use one of them.")
     if profile is None:
-        others = (command, workspace, engine, token_file, tls_certificate, tls_key, allow_host, allow_origin, envelope, audience)
+        others = (command, workspace, engine, token_file, tls_certificate, tls_key, allow_host, allow_origin, envelope, audience, pins)
         if any(others):
-            detail = "a command, --workspace, --engine, --envelope and the options of HTTP but --http go with --profile"
+            detail = "a command, --workspace, --engine, --pins, --envelope and the options of HTTP but --http go with --profile"
             raise FumehoodError(Reason.BAD_REQUEST, detail, remedy="Write it below `gateway:`, or name a --profile.")
         _serve_configured(config, http, unix)
         return
@@ -124,6 +129,8 @@ def gateway(
     settings = launch.settings(config)
     directory = open_workspace(workspace)
     settings = launch.with_workspace(settings, directory)
+    if pins is not None:
+        settings = replace(settings, review=pins is PinMode.REVIEW, review_otherwise=())
     path = None if workspace is None else str(workspace.absolute())
     for guard in (token_file, tls_certificate, tls_key, unix):
         _keep_apart(guard, workspace)
@@ -142,8 +149,9 @@ def gateway(
                 remedy="Name the server's command after --.",
             )
         server = Served(
-            name=processes.loaded.name, profile=processes.loaded, argv=argv, workspace_fd=directory, workspace_path=path
-        )
+            name=processes.loaded.name, profile=processes.loaded, argv=argv, workspace_fd=directory, workspace_path=path,
+            pinned=_named_by_command(command),
+        )  # fmt: skip
         anyio.run(_serve, processes, (server,), listening, asked)
 
 
@@ -157,6 +165,17 @@ def _envelope(mode: str | None, audience: str | None) -> EnvelopeConfig:
         raise FumehoodError(Reason.BAD_REQUEST, f"--audience {audience!r}: expected a name or URL without spaces")
     default = values.EnvelopeConfig()
     return values.EnvelopeConfig(mode=values.EnvelopeMode(mode or default.mode), audience=audience or default.audience)
+
+
+def _named_by_command(command: Sequence[str] | None) -> str | None:
+    """What an operator who gives a command names the server by: two commands under one profile are two servers, each with its pins."""
+    import hashlib
+    import shlex
+
+    if not command:
+        return None
+    line = shlex.join(command)
+    return line if len(line) <= _LINE_CHARS else f"{line[:_LINE_CHARS]}… {hashlib.sha256(line.encode()).hexdigest()[:12]}"
 
 
 def _serve_configured(config: str | None, http: str | None, unix: Path | None) -> None:

@@ -20,7 +20,7 @@ from fumehood.reasons import Reason
 if TYPE_CHECKING:
     from fumehood.gateway.reading import Reader
     from fumehood.gateway.served import HttpFront, Served
-    from fumehood.gateway_config import ServerConfig
+    from fumehood.gateway_config import PinMode, ServerConfig
 
 PROBLEMS_EXIT = 125
 
@@ -67,7 +67,7 @@ def check(config: Config = None, *, as_json: AsJson = False) -> None:
         common.append(error)
     listens = {"http": None if http is None else _http_facts(http)}
     local = {"unix": reader.gateway.unix, "unix_users": dict(reader.gateway.unix_users)}
-    said = {"file": found.file, "servers": [_facts(row) for row in rows], **listens, **local}
+    said = {"file": found.file, "servers": [_facts(row, reader.gateway.pins) for row in rows], **listens, **local}
     if as_json:
         typer.echo(json.dumps({**said, "problems": [_problem(each) for each in common]}, indent=2))
     else:
@@ -121,7 +121,7 @@ def _row(reader: Reader, asked: ServerConfig) -> _Row:
     return row
 
 
-def _facts(row: _Row) -> dict[str, Any]:
+def _facts(row: _Row, pins: PinMode) -> dict[str, Any]:
     served, asked = row.served, row.asked
     profile = None if served is None else served.profile
     return {
@@ -131,6 +131,7 @@ def _facts(row: _Row) -> dict[str, Any]:
         "engine": REMOTE if asked.upstream is not None else asked.engine if profile is None else profile.engine,
         "upstream": None if asked.upstream is None else asked.upstream.url,
         "command": list(asked.command if served is None else served.argv),
+        "pins": (asked.pins or pins).value,
         "workspace": asked.workspace,
         "workspace_mode": None if profile is None else profile.filesystem.workspace.value,
         "tools": None if profile is None else "*" if profile.tools is None else sorted(profile.tools),
@@ -164,13 +165,14 @@ def _print(file: str | None, rows: list[_Row], said: dict[str, Any], common: lis
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("server", "profile", "tools", "workspace", "engine", "ok", box=None, pad_edge=False)
+    table = Table("server", "profile", "tools", "pins", "workspace", "engine", "ok", box=None, pad_edge=False)
     for row, facts in zip(rows, said["servers"], strict=True):
         tools = facts["tools"]
         table.add_row(
             facts["name"],
             facts["profile"],
             "" if tools is None else "all" if tools == "*" else str(len(tools)),
+            facts["pins"],
             f"{facts['workspace'] or ''} {facts['workspace_mode'] or ''}".strip(),
             facts["engine"] or "what works",
             "no" if row.problems else "yes",

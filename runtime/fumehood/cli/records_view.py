@@ -80,6 +80,7 @@ def facts_table(record: Record) -> Table:
         ("detail", record["detail"]),
         ("rule", record["rule"]),
         ("tool", record["tool"]),
+        ("pin", record["pin"]),
         ("session", record["session"]),
         ("command", record["command"]),
         ("exit", record["exit_code"]),

@@ -7,7 +7,8 @@ is asked again to close, because a record that stays open tells a lie; one that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,8 +18,8 @@ from fumehood.asking import Asker
 from fumehood.evidence.facts import DETAIL_CHARS, bounded, listed, plain, short, text
 from fumehood.faults import LedgerGone
 from fumehood.lifecycle import State
-from fumehood.model import Keeping, Outcome, Sender, ToolCall
-from fumehood.ports import Clock, EgressEntry, Kept, OpenLease, Revoked, SenderKey
+from fumehood.model import Keeping, Outcome, PinOf, PinState, Sender, ToolCall
+from fumehood.ports import Clock, Definition, EgressEntry, Kept, Opened, OpenLease, Revoked, SenderKey
 from fumehood.reasons import Reason
 from fumehood.sealing import seal
 from fumehood.wire import WireError
@@ -30,6 +31,8 @@ CLAIMED_AT_ONCE = 16
 ENTRY_BYTES = 2 * 1024
 ENTRIES_AT_ONCE = 64
 LEASE_FACTS_BYTES = 4 * 1024
+# Of the 192 KiB of a message; the longest definition, its quotes escaped, has 128.
+DEFINITIONS_BYTES = 160 * 1024
 
 
 class LedgerClient:
@@ -41,9 +44,10 @@ class LedgerClient:
         self._clock = clock
         self._sealing_key: Mapping[str, Any] | None = None
 
-    async def open(self, call: ToolCall) -> None:
+    async def open(self, call: ToolCall) -> Opened:
         """Write the call's record durably."""
-        await self._ask("open", opening(call))
+        said, _ = await self._ask("open", opening(call))
+        return Opened(pin=None if said["pin"] is None else PinState(said["pin"]))
 
     async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
         """Append one step of the call's timeline."""
@@ -133,6 +137,29 @@ class LedgerClient:
             audiences=tuple(said["audiences"]), revoked=said["revoked_at"] is not None,
         )  # fmt: skip
 
+    async def pins_seen(
+        self, of: PinOf, profile: str, declared: str, definitions: Sequence[Definition]
+    ) -> Mapping[str, PinState]:
+        """Tell what a server's tools are now, as many at a time as fit one message."""
+        place = {**asdict(of), "profile": text(profile, NAME_CHARS), "declared": text(declared, TEXT_CHARS)}
+        found: dict[str, PinState] = {}
+        for part in _parts([asdict(each) for each in definitions]):
+            said, _ = await self._ask("pins_seen", {**place, "definitions": part})
+            found |= {tool: PinState(state) for tool, state in said.items()}
+        return found
+
+    async def pins_of(self, of: PinOf, profile: str) -> Mapping[str, str]:
+        """The tools of a server that may be called now, page by page."""
+        place = {**asdict(of), "profile": text(profile, NAME_CHARS)}
+        found: dict[str, str] = {}
+        after: str | None = None
+        while True:
+            page, _ = await self._ask("pins_of", {**place, "after": after})
+            found |= {row["tool"]: row["seen"] for row in page["pins"] if row["state"] == PinState.ACCEPTED}
+            if not page["more"]:
+                return found
+            after = page["pins"][-1]["tool"]
+
     async def kept(self, task: str, kind: Keeping) -> Kept | None:
         """What is kept of a task. Raises Refused or LedgerGone."""
         said, fds = await self._ask("kept", {"task": task, "kind": kind.value})
@@ -178,6 +205,7 @@ def opening(call: ToolCall) -> dict[str, Any]:
         "image": text(call.profile.image, TEXT_CHARS),
         "request_digest": call.request_digest,
         "pin": call.pin,
+        "pin_of": None if call.pin_of is None else asdict(call.pin_of),
         "proof": None if proof is None else {
             "method": proof.method, "key": proof.key, "nonce": proof.nonce, "until": proof.until_s,
         },
@@ -207,6 +235,21 @@ def closing(outcome: Outcome) -> dict[str, Any]:
         "pending": outcome.pending,
         "timings": plain(outcome.timings_ms),
     }
+
+
+def _parts(definitions: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """The definitions in lists of at most `DEFINITIONS_BYTES`, as they are written in a message."""
+    part: list[Mapping[str, Any]] = []
+    room = DEFINITIONS_BYTES
+    for each in definitions:
+        size = len(json.dumps(each, ensure_ascii=False).encode()) + 1
+        if part and size > room:
+            yield part
+            part, room = [], DEFINITIONS_BYTES
+        part.append(each)
+        room -= size
+    if part:
+        yield part
 
 
 def _command(call: ToolCall) -> str | None:

@@ -23,7 +23,7 @@ from fumehood.evidence.ending import ending, one_line
 from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.lifecycle import NEXT, Event, State
 from fumehood.model import REMOTE, Deny, Grant, Outcome, Plan, Result, ToolCall, Verdict, Verified
-from fumehood.ports import Ports
+from fumehood.ports import Opened, Ports
 from fumehood.reasons import Reason
 
 OPEN_DEADLINE_S = 10.0
@@ -72,8 +72,14 @@ class Log:
         self._ran = False
         self._outcome: Outcome | None = None
         self._may_be_open = True
+        self._opened = Opened()
         self._refused: Refused | None = None
         self._remarks: list[str] = []
+
+    @property
+    def opened(self) -> Opened:
+        """What the ledger knew of the call when its record was opened."""
+        return self._opened
 
     @property
     def outcome(self) -> Outcome:
@@ -139,7 +145,7 @@ class Log:
         reason = Reason.LEDGER_UNAVAILABLE
         with anyio.move_on_after(OPEN_DEADLINE_S):
             try:
-                await self._ledger.open(self._call)
+                self._opened = await self._ledger.open(self._call)
             except FumehoodError as error:
                 self._may_be_open = False
                 reason, detail = error.reason, error.detail

@@ -21,12 +21,12 @@ import anyio.lowlevel
 
 from fumehood.execution import Streams
 from fumehood.faults import ExchangeFailed
-from fumehood.gateway import exchange
+from fumehood.gateway import closing, exchange
 from fumehood.gateway.events import LIST_KINDS, ListKind
 from fumehood.gateway.exchange import ClientFacts, Conversation, Greeting, ServerAnsweredError
 from fumehood.gateway.protocol import METHOD_NOT_FOUND, TOO_MANY_REQUESTS, GatewayError, printable
 from fumehood.gateway.schema import CHECK_CPU_S, Schema, SchemaError
-from fumehood.model import CommitMode, Outcome, Profile, Result, Scope, SessionLife, WorkspaceMode
+from fumehood.model import CommitMode, Outcome, PinOf, Profile, Result, Scope, SessionLife, WorkspaceMode
 from fumehood.reasons import Reason
 
 MAX_ENTRIES = 2048
@@ -41,22 +41,29 @@ _log = logging.getLogger("fumehood")
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool: its definition as the server gave it, and its schema, or why that cannot be judged."""
+    """One tool: its definition as the server gave it, its pin, and its schemas, or why one of them cannot be judged."""
 
     definition: Mapping[str, Any]
     schema: Schema | None
     unusable: str = ""
+    pin: str | None = None
+    output: Schema | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The pinned tools, prompts, resources and templates of one server, for one set of client capabilities."""
+    """The pinned tools, prompts, resources and templates of one server, for one set of client capabilities.
+
+    `pin_of` is whose the pins are, and `image` the digest of what the server was started from, once `pinning` has pinned it.
+    """
 
     greeting: Greeting
     tools: Mapping[str, Tool]
     prompts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     resources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     templates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pin_of: PinOf | None = None
+    image: str | None = None
 
     def differs(self, other: Catalogue) -> frozenset[ListKind]:
         """Which lists are not those of the other."""
@@ -91,41 +98,62 @@ class _Place:
     catalogue: Catalogue
 
 
+Pin = Callable[[Catalogue, str, str | None], Awaitable[Catalogue]]
+
+
 class Shelf:
     """The catalogues of one server, by what the client declares."""
 
-    def __init__(self) -> None:
-        """Hold none yet."""
+    def __init__(self, pin: Pin, image: Callable[[], str | None]) -> None:
+        """Hold none yet. `pin` makes what was read the catalogue; `image` is what the server would be started from now."""
+        self._pin = pin
+        self._image = image
         self._places: dict[str, _Place] = {}
         self._reading = anyio.Lock()
 
     async def get(
-        self, capabilities: Mapping[str, Any], *, modern: bool, reading: Callable[[bool], Awaitable[Outcome]]
+        self, capabilities: Mapping[str, Any], *, modern: bool, reading: Callable[[str | None, bool], Awaitable[Outcome]]
     ) -> Catalogue:
-        """The catalogue for these capabilities, read by `reading(probe)` if need be. Raises `UnreadError`.
+        """The catalogue for these capabilities, read by `reading(probe)` if need be. Raises `UnreadError` or `GatewayError`.
 
-        A server that speaks both eras is spoken to in its client's: it may ask only in the way of the era.
+        A server that speaks both eras is spoken to in its client's: it may ask only in the way of the era. What was read from
+        an image that has been rebuilt since is read anew.
         """
         key = json.dumps([modern, capabilities], sort_keys=True)
-        if (found := self._places.get(key)) is not None:
+        image = self._image()
+        if (found := self._places.get(key)) is not None and found.catalogue.image == image:
             return found.catalogue
         async with self._reading:  # whoever comes meanwhile waits for the one reading
-            if (found := self._places.get(key)) is not None:
+            image = self._image()
+            if (found := self._places.get(key)) is not None and found.catalogue.image == image:
                 return found.catalogue
-            if len(self._places) >= MAX_CATALOGUES:
+            if found is None and len(self._places) >= MAX_CATALOGUES:
                 raise GatewayError(TOO_MANY_REQUESTS, f"more than {MAX_CATALOGUES} sets of client capabilities")
-            place = self._places[key] = _Place(modern, capabilities, await _either_way(modern, reading))
+            catalogue = await self._pin(await _either_way(modern, partial(reading, image)), key, image)
+            place = self._places[key] = _Place(modern, capabilities, catalogue)
             return place.catalogue
 
-    async def renew(self, reading: Callable[[Mapping[str, Any], bool], Awaitable[Outcome]]) -> frozenset[ListKind]:
-        """Read every catalogue again by `reading(capabilities, probe)`; which lists have changed. One that cannot be read stays."""
+    @property
+    def catalogues(self) -> list[Catalogue]:
+        """Those that are there."""
+        return [place.catalogue for place in self._places.values()]
+
+    async def renew(
+        self, reading: Callable[[Mapping[str, Any], str | None, bool], Awaitable[Outcome]]
+    ) -> frozenset[ListKind]:
+        """Read every catalogue again by `reading(capabilities, image, probe)`; which lists differ. One that cannot be read stays."""
         changed: frozenset[ListKind] = frozenset()
         async with self._reading:
-            for place in list(self._places.values()):
+            for key, place in list(self._places.items()):
+                image = self._image()
                 try:
-                    read = await _either_way(place.modern, partial(reading, place.capabilities))
+                    read = await _either_way(place.modern, partial(reading, place.capabilities, image))
+                    read = await self._pin(read, key, image)
                 except UnreadError as error:
                     _log.warning("task %s: lists were not read again: %s", error.outcome.task, error.outcome.detail)
+                    continue
+                except GatewayError as error:
+                    _log.warning("lists were not pinned again: %s", error.message)
                     continue
                 changed |= read.differs(place.catalogue)
                 place.catalogue = read
@@ -157,7 +185,7 @@ async def read(streams: Streams, client: ClientFacts, profile: Profile, *, probe
     files = "resources" in has and profile.resources != frozenset()
     resources = await listed("resources/list", "resources", "uri", wanted=files)
     templates = await listed("resources/templates/list", "resourceTemplates", "uriTemplate", wanted=files)
-    return Catalogue(greeting, await _pinned(list(tools.values())), prompts, resources, templates)
+    return Catalogue(greeting, await _judged(list(tools.values()), profile.arguments.open), prompts, resources, templates)
 
 
 async def _listed(
@@ -201,18 +229,26 @@ def _checked(entries: Any, key: str) -> list[dict[str, Any]]:
     return entries
 
 
-async def _pinned(definitions: Sequence[Mapping[str, Any]]) -> dict[str, Tool]:
+async def _judged(definitions: Sequence[Mapping[str, Any]], opened: Sequence[str]) -> dict[str, Tool]:
+    """The tools with their schemas ready to judge; one whose schemas are not safe is there and cannot be called."""
     tools: dict[str, Tool] = {}
     began_s = time.thread_time()
+
+    def left_s() -> float:
+        # The reading's box is not the only one waiting for this thread.
+        return max(0.01, min(CHECK_CPU_S, PIN_CPU_S - (time.thread_time() - began_s)))
+
     for definition in definitions:
         name = definition["name"]
+        which = "input"
         try:
-            # The reading's box is not the only one waiting for this thread.
-            left_s = max(0.01, min(CHECK_CPU_S, PIN_CPU_S - (time.thread_time() - began_s)))
-            tools[name] = Tool(definition, Schema(definition.get("inputSchema"), left_s))
+            given = Schema(definition.get("inputSchema"), left_s(), opens=closing.places(opened, name))
+            which = "output"
+            output = Schema(definition["outputSchema"], left_s(), opens=None) if "outputSchema" in definition else None
+            tools[name] = Tool(definition, given, output=output)
         except SchemaError as error:
-            _log.warning("the tool %s is not offered: its input schema cannot be judged: %s", name, error)
-            tools[name] = Tool(definition, None, str(error))
+            _log.warning("the tool %s is not offered: its %s schema cannot be judged: %s", name, which, error)
+            tools[name] = Tool(definition, None, f"its {which} schema cannot be judged: {error}")
         await anyio.lowlevel.checkpoint()
     return tools
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from fumehood.gateway.exchange import Said
 from fumehood.gateway.kept import KeptResults
 from fumehood.gateway.ongoing import Calls, Ongoing, described
 from fumehood.gateway.peer import Channel, Client
+from fumehood.gateway.pinning import Pinning
 from fumehood.gateway.pool import Pool
 from fumehood.gateway.protocol import (
     INVALID_PARAMS,
@@ -50,6 +51,7 @@ from fumehood.ports import Ports
 from fumehood.reasons import Reason
 
 TASK_PATIENCE_S = 10.0
+PINS_WATCH_S = 2.0
 MAX_SUBSCRIPTIONS = 256
 LISTS = {
     "tools/list": "tools",
@@ -88,6 +90,7 @@ class Gateway:
         self._ports = ports
         self._sessions = Sessions(tasks, run, ports.residences)
         self._kept = KeptResults(ports.ledger)
+        self._pinning = partial(Pinning, ledger=ports.ledger, images=ports.images)
         self._tasks = tasks
         self._calls = Calls(tasks, self._kept, self._changed)
         self._levels: dict[str, str] = {}
@@ -96,7 +99,8 @@ class Gateway:
 
     def _upstream(self, served: Served) -> Upstream:
         pool = Pool(served.name, served.profile, tasks=self._tasks, run=self._run, new_task=self._new_task, ports=self._ports)
-        upstream = Upstream(served, self._run, self._refuse, self._new_task, self._sessions, self._kept, pool)
+        pinning = self._pinning(served)
+        upstream = Upstream(served, self._run, self._refuse, self._new_task, self._sessions, self._kept, pool, pinning)
         upstream.renewal = Renewal(self._tasks, upstream.renew, partial(self._relisted, upstream))
         return upstream
 
@@ -161,6 +165,15 @@ class Gateway:
         self._subscribed.pop(connection, None)
         await self._sessions.ended(connection)
 
+    async def watch_pins(self) -> None:
+        """Tell clients when the operator has accepted a tool that was blocked. Where nothing is, nobody is asked."""
+        while True:
+            await anyio.sleep(PINS_WATCH_S)
+            for upstream in self._routes.upstreams:
+                with suppress(GatewayError):  # told to whoever calls
+                    if await upstream.decided():
+                        self._relisted(upstream, "tools")
+
     async def close(self) -> None:
         """End every session, in order, and whatever stands by."""
         async with anyio.create_task_group() as tasks:
@@ -174,7 +187,7 @@ class Gateway:
 
         async def read(upstream: Upstream) -> None:
             try:
-                found[upstream] = await upstream.catalogue(client)
+                found[upstream] = await (upstream.offered if method == "tools/list" else upstream.catalogue)(client)
                 upstream.expect_call(client, found[upstream])
             except UnreadError as error:
                 failures.append(results.error_of(error.outcome))
@@ -318,6 +331,7 @@ async def open_gateway(
     """A gateway for the length of the body; its sessions are ended, and its calls cancelled, with it."""
     async with anyio.create_task_group() as tasks:
         gateway = Gateway(servers, run, refuse, new_task, tasks, ports)
+        tasks.start_soon(gateway.watch_pins)
         try:
             yield gateway
         finally:

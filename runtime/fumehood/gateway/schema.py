@@ -1,14 +1,10 @@
-r"""Arguments against a tool's own input schema, which a stranger wrote.
+r"""Arguments and results against a tool's own schemas, which a stranger wrote.
 
-Three attacks: a remote `$ref` makes the judge fetch a URL; a pattern like `^(a+)+$`, or branches that branch, cost
-seconds on a short input; and a schema that closes its top level leaves nested objects open for members that it never
-names. So references must stay inside the schema and the registry is empty; every judgement runs under a limit of
-processor time; and every object that names its properties is closed, unless the schema itself opens it with
-`additionalProperties`, `patternProperties` or `unevaluatedProperties`. A nested object that names no property at all is
-a free-form map and stays open; the arguments themselves are always closed.
+Two attacks: a remote `$ref` makes the judge fetch a URL; a pattern like `^(a+)+$`, or branches that branch, cost seconds on a short
+input. So references must stay inside the schema and the registry is empty, and every judgement runs under a limit of processor time.
 
-What passes has passed both the schema as written and the closed one: closing a branch of a `oneOf` could otherwise let
-through what the author refused. `not`, `if` and `contains` are never closed, which would turn their meaning round.
+Arguments pass when they fit the schema as written and the closed one (`closing`): closing a branch of a `oneOf` could otherwise let
+through what the author refused. Results are held against the schema as written, as their client will.
 
 Dialect: 2020-12, with draft-07's list of `items` and its `dependencies` rewritten, which npm servers still send.
 Patterns are ECMA-262's: `$` there does not match before a final newline, and `\d` and `\w` are ASCII.
@@ -19,10 +15,12 @@ from __future__ import annotations
 import gc
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
 
+from fumehood.gateway.closing import At, closed, may_turn
 from fumehood.gateway.protocol import printable
 
 Made = TypeVar("Made")
@@ -30,17 +28,10 @@ Made = TypeVar("Made")
 JUDGE_CPU_S = 0.1
 CHECK_CPU_S = 0.5
 
-_SCHEMA = frozenset(("additionalProperties", "unevaluatedProperties", "items", "unevaluatedItems"))
-_SCHEMA_LIST = frozenset(("prefixItems",))
-_SCHEMA_MAP = frozenset(("properties", "patternProperties"))
-_IN_PLACE = frozenset(("then", "else"))
-_IN_PLACE_LIST = frozenset(("allOf", "anyOf", "oneOf"))
-_IN_PLACE_MAP = frozenset(("dependentSchemas", "$defs", "definitions"))
 _DATA = frozenset(("const", "enum", "default", "examples"))
 # They would change the dialect that is judged, or what references mean.
 _DROPPED = frozenset(("$schema", "$id", "$vocabulary"))
 _NAMED = frozenset(("properties", "$defs", "definitions", "dependentSchemas"))
-_OPENING = frozenset(("additionalProperties", "unevaluatedProperties"))
 
 
 class SchemaError(ValueError):
@@ -51,11 +42,19 @@ class _TooSlowError(BaseException):
     """Raised out of the judge by its timer; a BaseException, so that nothing in the judge takes it for its own."""
 
 
-class Schema:
-    """One tool's input schema, ready to judge. Raises `SchemaError` when that would not be safe."""
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What does not fit, in one line. `undescribed`: the schema as written would take it, because it says nothing of it."""
 
-    def __init__(self, schema: Any, cpu_s: float = CHECK_CPU_S) -> None:
-        """Check the schema itself, in at most `cpu_s` of processor time."""
+    detail: str
+    undescribed: bool = False
+
+
+class Schema:
+    """One schema of a tool's, ready to judge. Raises `SchemaError` when that would not be safe."""
+
+    def __init__(self, schema: Any, cpu_s: float = CHECK_CPU_S, *, opens: Sequence[At] | None = ()) -> None:
+        """Check the schema itself, in at most `cpu_s` of processor time. It is closed but at `opens`; None: not at all."""
         import jsonschema  # type: ignore[import-untyped]
         import referencing
 
@@ -63,90 +62,45 @@ class Schema:
             raise SchemaError("it is not an object")
         validator = jsonschema.Draft202012Validator
         try:
-            both = limited(cpu_s, lambda: _checked(schema, validator))
+            plain, shut = limited(cpu_s, lambda: _checked(schema, validator, opens))
         except _TooSlowError as error:
             raise SchemaError("it takes too long to check") from error
         except (jsonschema.SchemaError, RecursionError) as error:
             raise SchemaError(f"it is not valid: {_first_line(error)}") from error
         nowhere: Any = referencing.Registry()
-        self._judges = [validator(each, registry=nowhere) for each in both]
+        self._plain = validator(plain, registry=nowhere)
+        self._closed = None if shut is None else validator(shut, registry=nowhere)
+        self._both = shut is None or may_turn(plain)
 
-    def fault(self, arguments: Mapping[str, Any]) -> str | None:
-        """What is wrong with the arguments, in one line, or None. Only in the main thread: the limit is a signal."""
+    def fault(self, value: Any, cpu_s: float = JUDGE_CPU_S) -> Fault | None:
+        """What is wrong with a value, or None. Only in the main thread: the limit is a signal."""
         try:
-            return limited(JUDGE_CPU_S, lambda: self._first_fault(arguments))
+            return limited(cpu_s, lambda: self._first_fault(value))
         except _TooSlowError:
-            return f"judging them took more than {JUDGE_CPU_S} s"
+            return Fault(f"judging it took more than {cpu_s:g} s")
         except Exception as error:  # noqa: BLE001 - an unresolvable or endless reference: not judged is not passed
-            return f"they cannot be judged: {printable(type(error).__name__)}"
+            return Fault(f"it cannot be judged: {printable(type(error).__name__)}")
 
-    def _first_fault(self, arguments: Mapping[str, Any]) -> str | None:
-        for judge in self._judges:
-            for error in judge.iter_errors(arguments):
-                return f"{printable(error.json_path, 100)}: {_first_line(error)}"
-        return None
+    def _first_fault(self, value: Any) -> Fault | None:
+        shut = None if self._closed is None else _first(self._closed, value)
+        if shut is None and not self._both:
+            return None
+        plain = _first(self._plain, value)
+        if plain is not None:
+            return Fault(plain)
+        return None if shut is None else Fault(shut, undescribed=True)
 
 
-def _checked(schema: Mapping[str, Any], validator: Any) -> tuple[Any, Any]:
+def _first(judge: Any, value: Any) -> str | None:
+    for error in judge.iter_errors(value):
+        return f"{printable(error.json_path, 100)}: {_first_line(error)}"
+    return None
+
+
+def _checked(schema: Mapping[str, Any], validator: Any, opens: Sequence[At] | None) -> tuple[Any, Any]:
     plain = _rewritten(schema)
     validator.check_schema(plain)
-    return plain, closed(plain)
-
-
-def closed(schema: Any) -> Any:
-    """The schema with every object closed that names its properties and is not opened. The argument is untouched."""
-    return _close(schema, schema, owns=True, root=True)
-
-
-def _close(node: Any, root_schema: Any, *, owns: bool, root: bool = False) -> Any:
-    """Close a schema. `owns`: it is the one for its place, not one of several that apply to the same object."""
-    if not isinstance(node, dict):
-        return node
-    made: dict[str, Any] = {}
-    for key, value in node.items():
-        if key in _SCHEMA:
-            made[key] = _close(value, root_schema, owns=True)
-        elif key in _SCHEMA_LIST and isinstance(value, list):
-            made[key] = [_close(item, root_schema, owns=True) for item in value]
-        elif key in _SCHEMA_MAP and isinstance(value, dict):
-            made[key] = {name: _close(item, root_schema, owns=True) for name, item in value.items()}
-        elif key in _IN_PLACE:
-            made[key] = _close(value, root_schema, owns=False)
-        elif key in _IN_PLACE_LIST and isinstance(value, list):
-            made[key] = [_close(item, root_schema, owns=False) for item in value]
-        elif key in _IN_PLACE_MAP and isinstance(value, dict):
-            made[key] = {name: _close(item, root_schema, owns=False) for name, item in value.items()}
-        else:
-            made[key] = value
-    if owns and not _OPENING & node.keys() and (root or _names_properties(node, root_schema, set())):
-        # Not `additionalProperties`: that sees only its own neighbours, and would refuse what an `allOf` names.
-        made["unevaluatedProperties"] = False
-    return made
-
-
-def _names_properties(node: Any, root_schema: Any, seen: set[int]) -> bool:
-    """Whether this schema, or one that applies to the same object, lists properties."""
-    if not isinstance(node, dict) or id(node) in seen:
-        return False
-    seen.add(id(node))
-    if "properties" in node:
-        return True
-    beside = [node[key] for key in _IN_PLACE & node.keys()]
-    beside += [item for key in _IN_PLACE_LIST & node.keys() if isinstance(node[key], list) for item in node[key]]
-    if isinstance(ref := node.get("$ref"), str):
-        beside.append(_target(root_schema, ref))
-    return any(_names_properties(item, root_schema, seen) for item in beside)
-
-
-def _target(root_schema: Any, ref: str) -> Any:
-    """What a JSON pointer inside the schema names, or None (an anchor): then nothing is added, which only opens."""
-    found = root_schema
-    for part in ref.removeprefix("#").split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        if not isinstance(found, dict) or key not in found:
-            return None
-        found = found[key]
-    return found
+    return plain, None if opens is None else closed(plain, opens)
 
 
 def _rewritten(node: Any) -> Any:

@@ -35,6 +35,12 @@ class Served:
     argv: tuple[str, ...]
     workspace_fd: int | None = None
     workspace_path: str | None = None
+    pinned: str | None = None
+
+    @property
+    def pinned_as(self) -> str:
+        """By which name the pins of its tools are kept: the operator's, unless nothing but its command tells it from another."""
+        return self.pinned or self.name
 
     @property
     def identity(self) -> tuple[object, ...]:

@@ -35,6 +35,7 @@ class Session:
     sender: Sender
     server: str
     profile_digest: str
+    image_digest: str | None
     place: str
     residence: Residence
     outcome: Outcome | None = None
@@ -77,7 +78,7 @@ class Sessions:
                     return known, None
             if sum(known.sender == call.sender for known in self._sessions.values()) >= MAX_SESSIONS_OF_A_SENDER:
                 raise GatewayError(TOO_MANY_REQUESTS, f"{MAX_SESSIONS_OF_A_SENDER} sessions are open; end one first")
-            session = Session(call.sender, server, call.profile.digest, place, Residence(call.task))
+            session = Session(call.sender, server, call.profile.digest, call.image_digest, place, Residence(call.task))
             key = place if connection is None else call.task
             self._sessions[key] = session
             self._residences.add(session.residence)
@@ -113,4 +114,6 @@ class Sessions:
 
 
 def _belongs(session: Session, call: ToolCall, server: str) -> bool:
-    return (session.sender, session.server, session.profile_digest) == (call.sender, server, call.profile.digest)
+    # The image too: a call judged by a newer one's list must not reach the server of an older.
+    theirs = (call.sender, server, call.profile.digest, call.image_digest)
+    return (session.sender, session.server, session.profile_digest, session.image_digest) == theirs

@@ -8,6 +8,7 @@ record, whatever its method is. Knows nothing of the SDK and nothing of boxes: `
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,12 +16,15 @@ from typing import Any
 
 from fumehood.admission.policy import WORKSPACE_FILES, permits
 from fumehood.execution import Call, Command, Exchange, Streams, Visit, Work
-from fumehood.gateway import catalogue, exchange, files
+from fumehood.gateway import catalogue, exchange, files, fitting
+from fumehood.gateway.bounds import excess
 from fumehood.gateway.catalogue import Catalogue, Shelf, UnreadError
 from fumehood.gateway.events import ListKind
 from fumehood.gateway.exchange import ClientFacts, Relay, Said, Spill
 from fumehood.gateway.kept import KeptResults
+from fumehood.gateway.patience import Patience
 from fumehood.gateway.peer import Client
+from fumehood.gateway.pinning import Pinning, stamped
 from fumehood.gateway.pool import Order, Pool
 from fumehood.gateway.protocol import MODERN_VERSIONS, TASKS_EXTENSION, Era, printable
 from fumehood.gateway.renewal import Renewal
@@ -55,7 +59,7 @@ class Upstream:
 
     def __init__(
         self, served: Served, run: Run, refuse: Refuse, new_task: Callable[[], str], sessions: Sessions, kept: KeptResults,
-        pool: Pool,
+        pool: Pool, pinning: Pinning,
     ) -> None:  # fmt: skip
         """Start nothing before the first request needs it."""
         self.served = served
@@ -65,7 +69,9 @@ class Upstream:
         self._sessions = sessions
         self._kept = kept
         self._pool = pool
-        self._shelf = Shelf()
+        self._pinning = pinning
+        self._patience = Patience()
+        self._shelf = Shelf(pinning.pinned, lambda: pinning.image)
         self.renewal: Renewal | None = None
 
     @property
@@ -96,6 +102,14 @@ class Upstream:
         """Retire it, and return when what stood by is gone."""
         await self._pool.close()
 
+    async def offered(self, client: Client) -> Catalogue:
+        """The catalogue with those tools only that may be called now. Raises as `catalogue`."""
+        return await self._pinning.offered(await self.catalogue(client))
+
+    async def decided(self) -> bool:
+        """Whether the operator has decided since on tools that were blocked. Raises `GatewayError`."""
+        return await self._pinning.decided(self._shelf.catalogues)
+
     def relisted(self, client: Client) -> None:
         """The server said in this client's call that a list of its has changed."""
         if self.renewal is not None:
@@ -108,9 +122,11 @@ class Upstream:
             self._pool.drain()  # they were started as another server than it is now
         return changed
 
-    async def _read(self, client: Client, capabilities: Mapping[str, Any], probe: bool) -> Outcome:
+    async def _read(self, client: Client, capabilities: Mapping[str, Any], image: str | None, probe: bool) -> Outcome:
         profile = catalogue.reading_profile(self.profile)
-        call = replace(self._call(client.sender, Kind.COMMAND, None, {}), profile=profile, front_door="catalogue")
+        call = replace(
+            self._call(client.sender, Kind.COMMAND, None, {}), profile=profile, front_door="catalogue", image_digest=image
+        )
         facts = replace(self._facts(client), capabilities=capabilities)
         converse = partial(catalogue.read, client=facts, profile=profile, probe=probe)
         if not probe:
@@ -144,13 +160,14 @@ class Upstream:
             pinned = await self._judge(client, wanted, call)
             if isinstance(pinned, Deny):
                 return await self._refuse(call, pinned), None
+            call = stamped(call, pinned)
             facts = replace(self._facts(client), log_level=wanted.log_level)
+            tool = pinned.tools.get(wanted.name) if wanted.kind is Kind.TOOL else None
             converse = partial(
-                exchange.request, client=facts, greeting=pinned.greeting, method=wanted.method, params=wanted.params, relay=relay,
-                spill=self._spill(wanted, call),
+                fitting.request, tool=tool, client=facts, greeting=pinned.greeting, method=wanted.method, params=wanted.params,
+                relay=relay, spill=self._spill(wanted, call),
             )  # fmt: skip
             if self.profile.scope is Scope.CALL:
-                tool = pinned.tools.get(wanted.name) if wanted.kind is Kind.TOOL else None
                 ask = self.profile.ask
                 schema = None if tool is None else tool.definition.get("inputSchema")
                 work = self._work(converse, schema, may_ask=ask.anything)
@@ -159,9 +176,9 @@ class Upstream:
                     outcome = await self._fresh(call, order, work, Visit(partial(converse, greeted=True)))
                 finally:
                     self._pool.fill(order)  # not earlier: what starts now would take this call's processor time
-                return _honest(outcome, wanted, pinned), None
+                return self._told(client, _honest(outcome, wanted, pinned)), None
             hosting = replace(
-                self._call(client.sender, Kind.SESSION, None, {}), front_door="session"
+                self._call(client.sender, Kind.SESSION, None, {}), front_door="session", image_digest=pinned.image
             )
             session, handle = await self._sessions.of(
                 hosting, self.name, connection=client.connection, handle=wanted.session, argv=self.served.argv,
@@ -172,7 +189,13 @@ class Upstream:
         if session.outcome is not None and session.residence.is_over:
             return session.outcome, None
         outcome = await self._run(replace(call, session=session.task), Visit(partial(converse, greeted=True)))
-        return _honest(outcome, wanted, pinned), handle
+        return self._told(client, _honest(outcome, wanted, pinned)), handle
+
+    def _told(self, client: Client, outcome: Outcome) -> Outcome:
+        """What was refused for its pin may have been judged by a list that is out of date: then it is read again."""
+        if outcome.reason is Reason.TOOL_CHANGED:
+            self.relisted(client)
+        return outcome
 
     def _order(self, client: Client, era: Era) -> Order:
         """How a server is started before its call: told nothing of it, but in the older eras what the client declares."""
@@ -224,13 +247,35 @@ class Upstream:
             kind = wanted.kind.value
             reason = Reason.TOOL_NOT_ALLOWED if wanted.kind is Kind.TOOL else Reason.NOT_ALLOWED
             return Deny(reason=reason, rule="gateway.allow", detail=f"the profile does not allow the {kind} {shown!r}")
+        if (fault := excess(call.arguments, self.profile.arguments)) is not None:
+            return Deny(reason=Reason.ARGUMENTS_INVALID, rule="profile.arguments", detail=fault)
         pinned = await self.catalogue(client)
         match wanted.kind:
             case Kind.TOOL:
-                return _judged_tool(pinned, wanted.name, call.arguments) or pinned
+                return self._judge_tool(pinned, client.sender, wanted.name, call.arguments) or pinned
             case Kind.PROMPT if wanted.name not in pinned.prompts:
                 return Deny(reason=Reason.NOT_KNOWN, rule="gateway.catalogue", detail=f"there is no prompt {shown!r}")
         return pinned
+
+    def _judge_tool(self, pinned: Catalogue, sender: Sender, name: str, arguments: Mapping[str, Any]) -> Deny | None:
+        shown = printable(name, 80)
+        tool = pinned.tools.get(name)
+        if tool is None:
+            return Deny(reason=Reason.TOOL_UNKNOWN, rule="gateway.catalogue", detail=f"there is no tool {shown!r}")
+        if tool.schema is None:
+            return Deny(reason=Reason.SCHEMA_UNUSABLE, rule="gateway.schema", detail=f"the tool {shown!r}: {tool.unusable}")
+        if self._patience.is_spent(sender):
+            detail = "judging the arguments of this sender's calls has taken too long lately"
+            return Deny(reason=Reason.BUSY, rule="gateway.patience", detail=detail, remedy="Try again in some seconds.")
+        began_s = time.thread_time()
+        fault = tool.schema.fault(arguments)
+        self._patience.charge(sender, time.thread_time() - began_s)
+        if fault is None:
+            return None
+        remedy = None
+        if fault.undescribed:
+            remedy = f"Leave it out; if `{shown}` is to have it, name the place in `arguments.open` of the profile."
+        return Deny(reason=Reason.ARGUMENTS_INVALID, rule="gateway.schema", detail=fault.detail, remedy=remedy)
 
     def _facts(self, client: Client) -> ClientFacts:
         mounted = self.profile.filesystem.workspace is not WorkspaceMode.NONE
@@ -257,19 +302,6 @@ def _honest(outcome: Outcome, wanted: Wanted, pinned: Catalogue) -> Outcome:
     if isinstance(said, Said) and said.long is not None and "outputSchema" in pinned.tools[wanted.name].definition:
         return replace(outcome, value=replace(said, long=replace(said.long, is_error=True)))
     return outcome
-
-
-def _judged_tool(pinned: Catalogue, name: str, arguments: Mapping[str, Any]) -> Deny | None:
-    shown = printable(name, 80)
-    tool = pinned.tools.get(name)
-    if tool is None:
-        return Deny(reason=Reason.TOOL_UNKNOWN, rule="gateway.catalogue", detail=f"there is no tool {shown!r}")
-    if tool.schema is None:
-        detail = f"the input schema of {shown!r} cannot be judged: {tool.unusable}"
-        return Deny(reason=Reason.SCHEMA_UNUSABLE, rule="gateway.schema", detail=detail)
-    if (fault := tool.schema.fault(arguments)) is not None:
-        return Deny(reason=Reason.ARGUMENTS_INVALID, rule="gateway.schema", detail=fault)
-    return None
 
 
 def presented(declared: Mapping[str, Any], ask: Ask) -> dict[str, Any]:

@@ -27,6 +27,9 @@ SEALED_CHARS = 8 * 1024
 ENTRY_BYTES = 2 * 1024
 COUNTERS_BYTES = 4 * 1024
 ENTRIES = 1024
+DEFINITIONS = 2048
+DEFINITION_BYTES = 64 * 1024
+TOOL_CHARS = 128
 TEXT_CHARS = 1024
 DETAIL_CHARS = 4096
 NAMES = 32
@@ -157,6 +160,19 @@ def _entries(value: Any) -> list[dict[str, Any]]:
     return [_ENTRY(entry) for entry in value]
 
 
+def _definitions(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or len(value) > DEFINITIONS:
+        raise ValueError(f"must be an array of at most {DEFINITIONS} definitions")
+    return [_DEFINITION(each) for each in value]
+
+
+def _definition_text(value: Any) -> str:
+    text: str = _text(DEFINITION_BYTES)(value)
+    if len(text.encode()) > DEFINITION_BYTES:
+        raise ValueError(f"is over {DEFINITION_BYTES} bytes")
+    return text
+
+
 def _counters(value: Any) -> dict[str, int]:
     counters: dict[str, int] = _json(dict, COUNTERS_BYTES)(value)
     return {name: _whole(count) for name, count in counters.items()}
@@ -166,6 +182,8 @@ _NAME = _text(256)
 _ID = _task(TASK_CHARS)
 _FACTS = _json(dict, FACTS_BYTES)
 _ENTRY = _fields({"at": _number, "kind": _text(16), "facts": _json(dict, ENTRY_BYTES)})
+_DEFINITION = _fields({"tool": _text(TOOL_CHARS), "text": _definition_text, "trusted": _flag})
+_PIN = {"server": _NAME, "profile": _NAME, "tool": _text(TOOL_CHARS), "pin": _NAME}
 _PROOF = _fields({"method": _NAME, "key": _NAME, "nonce": _NAME, "until": _number})
 _REVOKED = _fields({"gone": _flag, "asked": _text(TEXT_CHARS), "answer": _text(TEXT_CHARS)})
 _USAGE = {
@@ -189,6 +207,7 @@ SHAPES: dict[str, dict[str, Check]] = {
         "image": _text(TEXT_CHARS),
         "request_digest": _maybe(_NAME),
         "pin": _maybe(_NAME),
+        "pin_of": _maybe(_fields({"server": _NAME, "capabilities": _NAME})),
         "proof": _maybe(_PROOF),
         "idempotency_key": _maybe(_NAME),
     },
@@ -261,6 +280,19 @@ SHAPES: dict[str, dict[str, Check]] = {
     "sender_add": {"name": _sender_name, "key": _public_key, "tenant": _sender_name, "groups": _names, "audiences": _names},
     "sender_revoke": {"named": _NAME},
     "spend": {"key": _NAME, "nonce": _NAME, "until": _number},
+    "pins_seen": {
+        "server": _NAME,
+        "profile": _NAME,
+        "capabilities": _NAME,
+        "declared": _text(TEXT_CHARS),
+        "definitions": _definitions,
+    },
+    "pins_of": {"server": _NAME, "profile": _NAME, "capabilities": _NAME, "after": _maybe(_text(TOOL_CHARS))},
+    "pins": {"after": _maybe(_fields(dict.fromkeys(("server", "profile", "tool", "capabilities"), _NAME)))},
+    "pin_text": {"server": _NAME, "pin": _NAME},
+    "pin_accept": _PIN,
+    "pin_reject": _PIN,
+    "pins_forget": {"server": _NAME, "profile": _NAME},
     "egress": {"task": _ID, "entries": _entries, "counters": _counters},
     "egress_of": {"task": _ID, "after_seq": _maybe(_whole)},
 }

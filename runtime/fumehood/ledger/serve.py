@@ -27,9 +27,10 @@ from typing import Any
 
 from fumehood import wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
-from fumehood.ledger import journal, origins
+from fumehood.ledger import journal, origins, pinning
 from fumehood.ledger.attesting import Chain
 from fumehood.ledger.outside import Outside
+from fumehood.ledger.pinning import Pinning
 from fumehood.ledger.requests import bad_request, checked
 from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
@@ -71,6 +72,7 @@ def serve(
     runtime_id: str,
     results_kept_s: float = RESULTS_KEPT_S,
     outside: Outside | None = None,
+    how_pins: Pinning | None = None,
     *,
     takes_senders: bool = False,
 ) -> None:
@@ -83,7 +85,9 @@ def serve(
         signal.signal(number, signal.SIG_IGN)
     with ExitStack() as stack:
         outside = outside or Outside(None, ())
-        ledger = _Ledger(folder, runtime_id, results_kept_s, outside, stack, takes_senders=takes_senders)
+        ledger = _Ledger(
+            folder, runtime_id, results_kept_s, stack, outside=outside, how_pins=how_pins or Pinning(), takes_senders=takes_senders
+        )
         selector = stack.enter_context(_selector(socks, outside))
         peers = len(socks)
         held: list[Request] = []
@@ -183,10 +187,12 @@ class _Ledger:
     """The database, and how requests become transactions."""
 
     def __init__(
-        self, folder: Path, runtime_id: str, results_kept_s: float, outside: Outside, stack: ExitStack, *, takes_senders: bool
-    ) -> None:
+        self, folder: Path, runtime_id: str, results_kept_s: float, stack: ExitStack, *, outside: Outside, how_pins: Pinning,
+        takes_senders: bool,
+    ) -> None:  # fmt: skip
         self._folder = folder
         self._takes_senders = takes_senders
+        self._pinning = how_pins
         self._results_kept_s = results_kept_s
         self._results: Results | None = None
         self._copies: list[tuple[Request, Copy]] = []
@@ -352,6 +358,7 @@ class _Ledger:
                 done = records.open_record(conn, fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s)
                 if done:
                     self._chain.opened(conn, task, now_s)
+                    return {"ok": {"pin": self._pinning.opened(conn, fields)}}
             case "event":
                 step = records.Step(State(fields["state"]), fields["at"], fields["facts"])
                 done = records.add_event(conn, task, step, runtime_id=self._runtime_id)
@@ -454,6 +461,8 @@ class _Ledger:
                 return {"ok": self._prune(fields["older_than_s"])}
             if request.verb == "sealing_key":
                 return {"ok": self._key().public}
+            if request.verb in pinning.VERBS:
+                return {"ok": self._pinning.answer(self._database(), request.verb, fields)}
             with self._database().read() as conn:
                 match request.verb:
                     case "open_tasks":

@@ -138,6 +138,29 @@ class AskDocument(Strict):
     wait: Annotated[float, *duration(1)] = Field(default=300.0, description="How long one answer is waited for.")
 
 
+def _opened(value: object) -> str:
+    if not isinstance(value, str) or not value or "//" in value or value[0] == "/" or value[-1] == "/":
+        raise expected(f'expected a tool\'s name, "TOOL/argument/member", or "*", found {value!r}')
+    return value
+
+
+Opened = Annotated[str, BeforeValidator(_opened)]
+
+
+class ArgumentsDocument(Strict):
+    """What the arguments of one call may be at most, and where they may hold what no schema describes."""
+
+    string: Annotated[int, *size(1, 2**24)] = Field(default=2**20, description="UTF-8 bytes of one string, or of a member's name.")
+    items: int = Field(default=10_000, ge=1, le=500_000, description="Items of one array, or members of one object.")
+    depth: int = Field(default=32, ge=1, le=60, description="Arrays and objects inside each other; the arguments are the first.")
+    values: int = Field(default=100_000, ge=1, le=500_000, description="Values in all.")
+    open: tuple[Opened, ...] = Field(
+        default=(),
+        strict=False,
+        description='Where a schema may leave objects open: a TOOL, a place (TOOL/argument/member), "*". Default: nowhere.',
+    )
+
+
 class SessionDocument(Strict):
     """How long the box of a session is kept."""
 
@@ -173,6 +196,7 @@ class ProfileDocument(Strict):
     )
     prompts: Allow = Field(default=Allow(), description="Prompts that may be fetched.")
     completion: bool = Field(default=False, description="May arguments of allowed prompts and templates be completed?")
+    arguments: ArgumentsDocument = Field(default=ArgumentsDocument(), description="Bounds of a call's arguments.")
     ask: AskDocument = Field(default=AskDocument())
     session: SessionDocument = Field(default=SessionDocument(), description="For `scope: session`.")
     pool: PoolDocument = Field(default=PoolDocument())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fumehood.model import CommitMode, Oversize, Profile, Scope, UserNamespace, WorkspaceMode
+from fumehood.model import ArgumentBounds, CommitMode, Oversize, Profile, Scope, UserNamespace, WorkspaceMode
 from fumehood.profile.explain_network import said_of_network, shown_credentials, shown_network
 from fumehood.profile.units import duration_text, size_text
 
@@ -103,6 +103,8 @@ def _what_may_be_called(value: Profile) -> list[str]:
             lines.append(f"Clients can use no {what}.")
     if value.completion:
         lines.append("Clients can have arguments of these prompts and resource templates completed.")
+    if value.tools is None or value.tools:
+        lines.append(_arguments(value.arguments))
     asked = (("its user", value.ask.elicitation), ("its model", value.ask.sampling), ("its roots", value.ask.roots))
     asks = [name for name, may in asked if may]
     if asks:
@@ -113,6 +115,14 @@ def _what_may_be_called(value: Profile) -> list[str]:
     else:
         lines.append("In mid-call it can ask the client nothing.")
     return lines
+
+
+def _arguments(bounds: ArgumentBounds) -> str:
+    most = f"{size_text(bounds.string_bytes)} a string, {bounds.items} items a place, {bounds.depth} levels, {bounds.values} values"
+    if "*" in bounds.open:
+        return f"Arguments are bounded ({most}), and may hold anything where a tool's schema leaves objects open."
+    opened = f", but at {', '.join(bounds.open)}" if bounds.open else ""
+    return f"Arguments are bounded ({most}), and hold nothing that the tool's schema does not describe{opened}."
 
 
 def _files(value: Profile) -> list[str]:
@@ -178,6 +188,13 @@ def _asked_and_asking(value: Profile) -> dict[str, Any]:
     return {
         **{kind: {"allow": _names(getattr(value, kind))} for kind in ("tools", "resources", "prompts")},
         "completion": value.completion,
+        "arguments": {
+            "string": size_text(value.arguments.string_bytes),
+            "items": value.arguments.items,
+            "depth": value.arguments.depth,
+            "values": value.arguments.values,
+            "open": list(value.arguments.open),
+        },
         "ask": {
             "elicitation": value.ask.elicitation,
             "sampling": value.ask.sampling,

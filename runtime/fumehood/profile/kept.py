@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from fumehood import __version__
 from fumehood.faults import FumehoodError
 from fumehood.model import (
+    ArgumentBounds,
     ArgumentTest,
     Ask,
     CommitMode,
@@ -60,7 +61,7 @@ _HERE = Path(__file__).parent
 _FIELDS: dict[type, set[str]] = {
     kind: {each.name for each in fields(kind)}
     for kind in (
-        Profile, Ask, SessionLife, Pool, Limits, Filesystem, ReadOnlyMount, SeccompPolicy, SeccompRule, ArgumentTest,
+        Profile, ArgumentBounds, Ask, SessionLife, Pool, Limits, Filesystem, ReadOnlyMount, SeccompPolicy, SeccompRule, ArgumentTest,
         Network, NetworkLimits, EgressRule, CredentialUse,
     )
 }  # fmt: skip
@@ -115,6 +116,7 @@ def encoded(profile: Profile) -> dict[str, Any]:
     return {
         **{name: getattr(profile, name) for name in _FIELDS[Profile]},
         **{kind: _listed(getattr(profile, kind)) for kind in ("tools", "resources", "prompts")},
+        "arguments": asdict(profile.arguments),
         "ask": asdict(profile.ask),
         "session": asdict(profile.session),
         "pool": asdict(profile.pool),
@@ -139,6 +141,7 @@ def decoded(stored: object) -> Profile:
         resources=_names(has["resources"]),
         prompts=_names(has["prompts"]),
         completion=_as(bool, has["completion"]),
+        arguments=_arguments(has["arguments"]),
         ask=_ask(has["ask"]),
         session=_session(has["session"]),
         pool=_pool(has["pool"]),
@@ -168,6 +171,17 @@ def _forget_oldest(kept: Path) -> None:
     written = sorted((path.stat().st_mtime_ns, path) for path in kept.iterdir())
     for _, path in written[:-ENTRIES]:
         path.unlink(missing_ok=True)
+
+
+def _arguments(stored: object) -> ArgumentBounds:
+    has = _map_of(ArgumentBounds, stored)
+    return ArgumentBounds(
+        string_bytes=_as(int, has["string_bytes"]),
+        items=_as(int, has["items"]),
+        depth=_as(int, has["depth"]),
+        values=_as(int, has["values"]),
+        open=_texts(has["open"]),
+    )
 
 
 def _ask(stored: object) -> Ask:

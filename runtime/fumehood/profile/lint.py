@@ -35,6 +35,12 @@ _LIMITS: tuple[tuple[Path, str, Callable[[Any], str]], ...] = (
     (("limits", "open_files"), "open_files", str),
     (("filesystem", "tmp"), "tmp_bytes", size_text),
 )
+_ARGUMENTS: tuple[tuple[Path, str, Callable[[Any], str]], ...] = (
+    (("arguments", "string"), "string_bytes", size_text),
+    (("arguments", "items"), "items", str),
+    (("arguments", "depth"), "depth", str),
+    (("arguments", "values"), "values", str),
+)
 _REACH = [WorkspaceMode.NONE, WorkspaceMode.SCRATCH, WorkspaceMode.RO, WorkspaceMode.RW, WorkspaceMode.DIRECT]
 _COMMIT = [CommitMode.NEVER, CommitMode.ASK, CommitMode.AUTO]
 
@@ -107,10 +113,13 @@ def _widening_names(parent: Profile, child: Profile, more: str) -> Iterator[Find
 
 
 def _widening_limits(parent: Profile, child: Profile, more: str) -> Iterator[Finding]:
-    for path, name, show in _LIMITS:
-        before, now = getattr(parent.limits, name), getattr(child.limits, name)
-        if now > before:
-            yield path, f"{more}{show(now)} instead of {show(before)}"
+    for table, of, by in ((_LIMITS, child.limits, parent.limits), (_ARGUMENTS, child.arguments, parent.arguments)):
+        for path, name, show in table:
+            before, now = getattr(by, name), getattr(of, name)
+            if now > before:
+                yield path, f"{more}{show(now)} instead of {show(before)}"
+    if added := [place for place in child.arguments.open if place not in parent.arguments.open]:
+        yield ("arguments", "open"), f"{more}takes what no schema describes at {', '.join(added)}"
     if child.limits.disk_unlimited and not parent.limits.disk_unlimited:
         yield ("limits", "disk"), f"{more}unlimited instead of {size_text(parent.limits.disk_bytes)}"
     elif child.limits.disk_bytes > parent.limits.disk_bytes and not parent.limits.disk_unlimited:
@@ -145,6 +154,9 @@ def _without_effect(loaded: Loaded) -> Iterator[Finding]:
         yield ("resources",), "allows none, which is the default"
     if "pool" in own.model_fields_set and not value.pool.started:
         yield ("pool",), "has no effect: no server stands by unless `started` says how many"
+    for place in value.arguments.open:
+        if value.tools is not None and place != "*" and not any(place == name or place.startswith(f"{name}/") for name in value.tools):
+            yield ("arguments", "open"), f"has no effect: {place} is no tool that `tools.allow` names"
     if "limits" in own.network.model_fields_set and not value.network.rules:
         yield ("network", "limits"), "has no effect: without `network.egress` there is no gate"
     yield from lint_network.without_effect(value)
@@ -153,6 +165,8 @@ def _without_effect(loaded: Loaded) -> Iterator[Finding]:
 def _regretted(value: Profile) -> Iterator[Finding]:
     if value.tools is None:
         yield ("tools", "allow"), "allows tools that nobody has read yet: an upgrade of the server adds to them"
+    if "*" in value.arguments.open:
+        yield ("arguments", "open"), "lets a server's own schemas decide where calls may hold anything: name the tools that need it"
     if value.filesystem.workspace is WorkspaceMode.DIRECT:
         yield (
             ("filesystem", "workspace"),

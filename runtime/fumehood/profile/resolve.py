@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fumehood.model import (
+    ArgumentBounds,
     Ask,
     CommitMode,
     Filesystem,
@@ -39,7 +40,7 @@ _BOX = (
     "devices", "user_namespace", "accept_risk",
 )  # fmt: skip
 _BOX_LIMITS = ("cpu", "memory", "pids", "output", "disk", "open_files")
-_OVERLAID = ("limits", "filesystem", "tools", "resources", "prompts", "network", "ask", "session", "pool")
+_OVERLAID = ("limits", "filesystem", "tools", "resources", "prompts", "network", "arguments", "ask", "session", "pool")
 
 
 def merge(parent: ProfileDocument, child: ProfileDocument) -> ProfileDocument:
@@ -164,6 +165,13 @@ def profile(name: str, document: ProfileDocument, seccomp: SeccompPolicy) -> Pro
         resources=_names(document.resources),
         prompts=_names(document.prompts),
         completion=document.completion,
+        arguments=ArgumentBounds(
+            string_bytes=document.arguments.string,
+            items=document.arguments.items,
+            depth=document.arguments.depth,
+            values=document.arguments.values,
+            open=document.arguments.open,
+        ),
         ask=Ask(
             elicitation=document.ask.elicitation,
             sampling=document.ask.sampling,

@@ -113,7 +113,19 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """,
         "ALTER TABLE egress_totals ADD COLUMN digest TEXT",
     ),
-    6: (),
+    6: (
+        """
+        CREATE TABLE pins (
+          server TEXT NOT NULL, profile TEXT NOT NULL, tool TEXT NOT NULL, capabilities TEXT NOT NULL,
+          declared TEXT NOT NULL,
+          seen TEXT NOT NULL, seen_text TEXT NOT NULL, seen_at REAL NOT NULL,
+          accepted TEXT, accepted_text TEXT, accepted_at REAL, reviewed INTEGER NOT NULL,
+          rejected TEXT,
+          PRIMARY KEY (server, profile, tool, capabilities),
+          CHECK ((accepted IS NULL) = (accepted_text IS NULL) AND (accepted IS NULL) = (accepted_at IS NULL))
+        ) STRICT
+        """,
+    ),
     7: (
         """
         CREATE TABLE nonces (

@@ -16,6 +16,7 @@ from fumehood.model import (
     Grant,
     Image,
     Kind,
+    PinState,
     Pool,
     Scope,
     Sender,
@@ -68,6 +69,34 @@ def test_a_missing_image_names_the_command_that_builds_it() -> None:
     assert isinstance(found, Deny)
     assert found.reason is Reason.IMAGE_MISSING
     assert "fumehood image build nosuch" in found.line()
+
+
+@pytest.mark.parametrize(
+    ("pin", "reason"),
+    [
+        (None, Reason.TOOL_UNREVIEWED),
+        (PinState.NEW, Reason.TOOL_UNREVIEWED),
+        (PinState.CHANGED, Reason.TOOL_CHANGED),
+        (PinState.REJECTED, Reason.TOOL_REJECTED),
+        (PinState.ACCEPTED, None),
+    ],
+)
+def test_only_an_accepted_pin_is_verified(pin: PinState | None, reason: Reason | None) -> None:
+    found = verify.check(replace(call_with(WorkspaceMode.NONE), pin="sha256:" + "1" * 64), OneImage(), pin)
+    assert (found.reason if isinstance(found, Deny) else None) == reason
+
+
+def test_a_gateways_tool_without_a_pin_is_refused_and_a_handed_over_function_has_none() -> None:
+    call = call_with(WorkspaceMode.NONE)
+    assert isinstance(verify.check(replace(call, front_door="gateway"), OneImage()), Deny)
+    assert isinstance(verify.check(replace(call, front_door="delegate"), OneImage()), Verified)
+
+
+def test_a_list_read_from_another_image_speaks_for_no_call() -> None:
+    found = verify.check(replace(call_with(WorkspaceMode.NONE), image_digest="sha256:" + "9" * 64), OneImage())
+    assert isinstance(found, Deny)
+    assert (found.reason, found.rule) == (Reason.TOOL_CHANGED, "pins.image")
+    assert isinstance(verify.check(replace(call_with(WorkspaceMode.NONE), image_digest=IMAGE.digest), OneImage()), Verified)
 
 
 def test_a_call_cannot_join_a_session_under_a_profile_that_keeps_none() -> None:

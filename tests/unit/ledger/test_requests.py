@@ -21,6 +21,8 @@ LEASE: dict[str, Any] = {"lease": TASK, "task": TASK, "credential": "c", "provid
 CLOSED: dict[str, Any] = {"lease": TASK, "revoked": {"gone": True, "asked": "a", "answer": "b"}, "error": None}
 ENTRY: dict[str, Any] = {"at": 1.0, "kind": "dns", "facts": {}}
 LOG: dict[str, Any] = {"task": TASK, "entries": [ENTRY], "counters": {"dns": 1}}
+DEFINITION: dict[str, Any] = {"tool": "t", "text": "{}", "trusted": True}
+SEEN: dict[str, Any] = {"server": "s", "profile": "p", "capabilities": "c", "declared": "[]", "definitions": [DEFINITION]}
 EVENT: dict[str, Any] = {"task": TASK, "state": "made", "at": 1.0, "facts": {}}
 
 
@@ -79,6 +81,21 @@ EVENT: dict[str, Any] = {"task": TASK, "state": "made", "at": 1.0, "facts": {}}
         ("spend", {"key": "k", "nonce": "n"}),
         ("spend", {"key": "k", "nonce": "n" * 257, "until": 1.0}),
         ("spend", {"key": "k", "nonce": "n", "until": float("nan")}),
+        ("open", {**opening(call()), "pin_of": {"server": "s"}}),
+        ("open", {**opening(call()), "pin_of": {"server": "s", "capabilities": "x" * 300}}),
+        ("pins_seen", {**SEEN, "definitions": [{**DEFINITION, "pin": "sha256:mine"}]}),
+        ("pins_seen", {**SEEN, "definitions": [{**DEFINITION, "text": "x" * 70_000}]}),
+        ("pins_seen", {**SEEN, "definitions": [{**DEFINITION, "text": "é" * 40_000}]}),
+        ("pins_seen", {**SEEN, "definitions": [{**DEFINITION, "text": "\ud800"}]}),
+        ("pins_seen", {**SEEN, "definitions": [{**DEFINITION, "trusted": 1}]}),
+        ("pins_seen", {**SEEN, "definitions": [DEFINITION] * 3000}),
+        ("pins_seen", {**SEEN, "definitions": DEFINITION}),
+        ("pins_seen", {**SEEN, "review": False}),
+        ("pins_seen", {**SEEN, "declared": "x" * 2000}),
+        ("pin_accept", {"server": "s", "profile": "p", "tool": "t"}),
+        ("pin_accept", {"server": "s", "profile": "p", "tool": "t", "pin": None}),
+        ("pins", {"after": {"server": "s"}}),
+        ("pins", {"after": "s"}),
     ],
 )
 def test_what_has_not_its_shape_is_refused(verb: object, args: object) -> None:

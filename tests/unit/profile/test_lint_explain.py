@@ -43,6 +43,9 @@ def warnings(shelf: Any, text: str, parent: str = "") -> list[str]:
         ("", "accept_risk: [cve-1]", "accept_risk: widens base-one: accepts cve-1"),
         ("", "scope: session", "scope: widens base-one"),
         ("", "pool: {started: 2}", "pool.started: widens base-one: 2 servers that run before their call"),
+        ("", "arguments: {depth: 33}", "arguments.depth: widens base-one: 33 instead of 32"),
+        ("", "arguments: {string: 2MiB}", "2:21: warning: arguments.string: widens base-one: 2MiB instead of 1MiB"),
+        ("arguments: {open: [a]}", "arguments: {open: [a, b/c]}", "arguments.open: widens base-one: takes what no schema describes at b/c"),
         ("", "image: b", "image: changes what runs: b instead of a"),
     ],
 )
@@ -71,6 +74,8 @@ def test_narrowing_is_silent(shelf: Any) -> None:
         ("limits: {memory: 32MiB}", "filesystem.tmp: is more than limits.memory"),
         ("accept_risk: [cve-1]", "accepts cve-1: every receipt will say so"),
         ("seccomp: unix-sockets", "seccomp: allows other system calls than the default"),
+        ("arguments: {open: ['*']}", "arguments.open: lets a server's own schemas decide"),
+        ("tools: {allow: [a]}\narguments: {open: [a/b, ab]}", "arguments.open: has no effect: ab is no tool"),
     ],
 )
 def test_what_people_regret_is_named(shelf: Any, text: str, said: str) -> None:
@@ -97,6 +102,16 @@ def test_what_people_regret_is_named(shelf: Any, text: str, said: str) -> None:
         ("limits: {wall: 90s, idle: 5s}", "It is ended after 90s, and after 5s of silence."),
         ("user_namespace: always", "It runs in a user namespace of its own, or not at all."),
         ("accept_risk: [cve-1]", "It runs despite the known risks cve-1."),
+        (
+            "tools: {allow: [a]}\narguments: {string: 4KiB, items: 5, open: [a/b]}",
+            "Arguments are bounded (4KiB a string, 5 items a place, 32 levels, 100000 values), and hold nothing that the tool's schema"  # noqa: ISC004
+            " does not describe, but at a/b.",
+        ),
+        (
+            "tools: {allow: [a]}\narguments: {open: ['*']}",
+            "Arguments are bounded (1MiB a string, 10000 items a place, 32 levels, 100000 values), and may hold anything where a tool's"  # noqa: ISC004
+            " schema leaves objects open.",
+        ),
     ],
 )
 def test_explain_says_what_the_profile_means(shelf: Any, text: str, said: str) -> None:

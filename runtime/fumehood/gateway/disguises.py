@@ -1,0 +1,79 @@
+r"""What makes a tool look like another, or say what its reader does not see. Pure.
+
+Attacks: a description with instructions in characters that a terminal does not draw and a model reads (tag characters spell
+ASCII, variation selectors carry bytes); bidirectional controls that reorder what a reviewer reads; a tool named as another is,
+but for a letter of another alphabet, its case or its underscores, in wait for calls that were meant for the other.
+
+What honest text needs is no disguise: a line break or tab, an emoji's variation selector, and joiners between letters that are joined.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # C0 and C1: they drive terminals
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb"
+    "\ufe00-\ufe0d\U000e0000-\U000e0fff\U0001d173-\U0001d17a]"
+    # Emoji's own selectors, and joiners: only where nothing is there that they could belong to.
+    "|(?<![\u00a9\u00ae\u203c-\u3299\U0001f000-\U0001faff#*0-9])[\ufe0e\ufe0f]"
+    "|[\u200c\u200d](?![^\x00-\x7f])|(?<![^\x00-\x7f])[\u200c\u200d]"
+)
+_SEPARATORS = re.compile(r"[\W_]+")
+
+
+def revealed(text: str) -> str:
+    """The text as a terminal can show it: whatever is not drawn, or draws something else than itself, as an escape."""
+    return "".join(char if char == "\n" or (char.isprintable() and not _HIDDEN.match(char)) else _escape(char) for char in text)
+
+
+def hidden(definition: Any, place: str = "") -> Iterator[str]:
+    """Each place of a definition that holds a hidden character, with the first of them: `description: U+200B ZERO WIDTH SPACE`."""
+    match definition:
+        case str():
+            if (found := _HIDDEN.search(definition)) is not None:
+                yield f"{place or 'text'}: U+{ord(found[0]):04X} {unicodedata.name(found[0], 'a control character')}"
+        case dict():
+            for name, member in definition.items():
+                if (found := _HIDDEN.search(name)) is not None:
+                    yield f"{place}: a name with U+{ord(found[0]):04X} {unicodedata.name(found[0], 'a control character')}"
+                yield from hidden(member, f"{place}.{revealed(name)}" if place else revealed(name))
+        case list():
+            for number, item in enumerate(definition):
+                yield from hidden(item, f"{place}[{number}]")
+
+
+def skeleton(name: str) -> str:
+    """What is left of a name for an eye that reads fast: equal for names that can be taken for each other."""
+    from confusable_homoglyphs import confusables  # type: ignore[import-untyped]
+
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    letters = []
+    for char in folded:
+        found = [] if char.isascii() else confusables.is_confusable(char, greedy=True, preferred_aliases=[]) or []
+        twins = [one["c"] for each in found for one in each["homoglyphs"] if one["c"].isascii() and one["c"].isalnum()]
+        letters.append(twins[0].casefold() if twins else char)
+    # Within ASCII too: `l`, `I` and `1`, `O` and `0`, `rn` and `m`.
+    plain = "".join(letters).replace("1", "l").replace("i", "l").replace("0", "o").replace("rn", "m").replace("vv", "w")
+    return _SEPARATORS.sub("", plain)
+
+
+def look_alikes(names: Mapping[str, str]) -> dict[str, list[str]]:
+    """For each key those other keys whose names can be taken for its own without being it."""
+    alike: dict[str, list[str]] = {}
+    for key, name in names.items():
+        alike.setdefault(skeleton(name), []).append(key)
+    return {
+        key: [other for other in group if names[other] != names[key]]
+        for group in alike.values()
+        for key in group
+        if len({names[other] for other in group}) > 1
+    }
+
+
+def _escape(char: str) -> str:
+    number = ord(char)
+    return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"
