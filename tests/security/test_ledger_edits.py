@@ -381,6 +381,8 @@ def test_a_worker_that_was_taken_over_has_no_verb_for_entries_and_none_for_anoth
                 ours.ask(verb, **fields)
         with pytest.raises(Refused):
             ours.close(one.task)
+        with pytest.raises(Refused):
+            ours.ask("close_lost", task=one.task, facts={})
         theirs.close(one.task)
     raw = sqlite3.connect(folder / FILE)
     assert {kind for (kind,) in raw.execute("SELECT kind FROM chain WHERE runtime_id = 'r1'")} <= {"began", "ended"}

@@ -75,7 +75,7 @@ def serve(
         signal.signal(number, signal.SIG_IGN)
     with ExitStack() as stack:
         outside = outside or Outside(None, ())
-        ledger = _Ledger(folder, runtime_id, results_kept_s, outside, stack)
+        ledger = _Ledger(folder, runtime_id, results_kept_s, outside, socks[0], stack)
         selector = stack.enter_context(_selector(socks, outside))
         peers = len(socks)
         held: list[Request] = []
@@ -174,7 +174,9 @@ def _shut(sock: socket.socket) -> None:
 class _Ledger:
     """The database, and how requests become transactions."""
 
-    def __init__(self, folder: Path, runtime_id: str, results_kept_s: float, outside: Outside, stack: ExitStack) -> None:
+    def __init__(
+        self, folder: Path, runtime_id: str, results_kept_s: float, outside: Outside, worker: socket.socket, stack: ExitStack
+    ) -> None:
         self._folder = folder
         self._results_kept_s = results_kept_s
         self._results: Results | None = None
@@ -186,6 +188,7 @@ class _Ledger:
         self._sweep_key: SweepKey | None = None
         self._chain = Chain(runtime_id, self._boot_id, folder)
         self._outside = outside
+        self._worker = worker
         with suppress(FumehoodError):  # told to whoever asks
             self._kept()
 
@@ -345,12 +348,19 @@ class _Ledger:
                 if done:
                     self._chain.closed(conn, task, now_s, lost=False)
             case _:
-                if lost := records.close_lost(conn, task, fields["facts"], at_s=now_s):
-                    self._chain.closed(conn, task, now_s, lost=True)
-                return {"ok": {"closed": lost}}
+                return self._lose(conn, request, now_s)
         if done:
             return {"ok": None}
         return _not_possible(request.verb, task)
+
+    def _lose(self, conn: Transaction, request: Request, at_s: float) -> dict[str, Any]:
+        """Close a dead runtime's record, for the broker alone: a worker that was taken over would end the calls of living ones."""
+        task = request.fields["task"]
+        if request.sock is self._worker:
+            return _not_possible(request.verb, task)
+        if lost := records.close_lost(conn, task, request.fields["facts"], at_s=at_s):
+            self._chain.closed(conn, task, at_s, lost=True)
+        return {"ok": {"closed": lost}}
 
     def _claim(self, request: Request) -> dict[str, Any]:
         """Hand out leases to revoke. A write only when there is something to claim: every runtime asks, every minute."""
