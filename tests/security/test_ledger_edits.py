@@ -25,6 +25,7 @@ from fumehood.faults import LedgerGone, Refused
 from fumehood.keys import KeyFolder
 from fumehood.ledger.attesting import MOST_ENTRIES
 from fumehood.ledger.requests import SHAPES
+from fumehood.reasons import Reason
 from fumehood.store.database import FILE
 from fumehood.store.digests import LEASE, OPENING, RECORD
 from histories import History, audited, checkpoints, edited, killed, made, whole_call
@@ -228,6 +229,44 @@ def test_what_was_pruned_in_order_is_no_deletion(history: History, folder: Path)
     assert raw.execute("SELECT count(*) FROM egress WHERE task = ?", (history.closed,)).fetchone() == (0,)
     raw.close()
     assert audited(folder)[0] == []
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{"opening": None}, {"kind": "closed"}, {"kind": "lease.closed", "lease": []}, {"kind": "began"}, {"beside": 5}, {"beside": ["r1"]},
+     {"kind": "lease.issued"}, {"kind": "closed", "record": 1, "events": 2, "held": 3, "egress": 4, "says": 5}],
+)  # fmt: skip
+def test_an_entry_that_says_what_no_ledger_writes_is_a_fault_and_breaks_no_audit(folder: Path, members: dict[str, Any]) -> None:
+    raw = sqlite3.connect(folder / FILE)
+    runtime, seq, known = raw.execute("SELECT runtime_id, seq, hash FROM chain ORDER BY number DESC LIMIT 1").fetchone()
+    said = {"runtime": runtime, "seq": seq + 1, "kind": "opened", "task": "t", "prev": known, "beside": None, **members}
+    body = json.dumps(said, separators=(",", ":"))
+    values = (runtime, seq + 1, said["kind"], "t", body, hashlib.sha256(body.encode()).hexdigest())
+    raw.execute("INSERT INTO chain (runtime_id, seq, kind, task, body, hash) VALUES (?, ?, ?, ?, ?, ?)", values)
+    raw.commit()
+    raw.close()
+    assert {(fault.runtime, fault.seq) for fault in audited(folder)[0]} == {(runtime, seq + 1)}
+
+
+def test_a_value_of_another_type_in_a_table_made_anew_is_an_edit(history: History, folder: Path) -> None:
+    raw = sqlite3.connect(folder / FILE)
+    raw.execute("ALTER TABLE records RENAME TO before")
+    raw.execute("CREATE TABLE records AS SELECT * FROM before")
+    raw.execute(f"UPDATE records SET exit_code = x'00ff' WHERE task = '{history.closed}'")
+    raw.commit()
+    raw.close()
+    assert [(fault.group, fault.task) for fault in audited(folder)[0]] == [("record", history.closed)]
+
+
+def test_a_damaged_page_is_told_and_is_no_traceback(history: History, folder: Path) -> None:
+    content = bytearray((folder / FILE).read_bytes())
+    place = content.find(history.closed.encode(), len(content) // 3)
+    content[place - 600 : place + 600] = b"\xff" * 1200
+    (folder / FILE).write_bytes(content)
+    try:
+        assert audited(folder)[0]
+    except LedgerGone as gone:
+        assert gone.reason is Reason.LEDGER_UNAVAILABLE
 
 
 def test_a_signature_by_another_key(folder: Path) -> None:
