@@ -28,7 +28,7 @@ from fumehood.ledger.requests import SHAPES
 from fumehood.reasons import Reason
 from fumehood.store.database import FILE
 from fumehood.store.digests import LEASE, OPENING, RECORD
-from histories import History, audited, checkpoints, edited, killed, made, whole_call
+from histories import REVOKED, History, audited, checkpoints, edited, killed, made, whole_call
 from ledgers import running
 
 
@@ -52,6 +52,21 @@ def test_an_honest_ledger_of_runtimes_that_overlapped_died_and_were_swept_has_no
     assert (summary.chains, summary.calls, summary.uncovered) == (3, 7, 0)
     assert summary.unfinished == ["r1", "r3"]  # killed: without a closing entry, and not called edited
     assert summary.witnessed > 0
+
+
+def test_what_a_later_runtime_swept_is_attested_in_its_own_chain(history: History, folder: Path) -> None:
+    with running(folder, runtime="r4") as ledger:
+        ledger.ask("close_lost", ledger.broker, task=history.open, facts={"swept_by": "r4"})
+        for revoked, error in ((None, "the backend is away"), (REVOKED, None)):
+            (claimed,) = ledger.ask("leases_claim", lease=history.living, task=None, after=None, orphaned=False, limit=4)
+            ledger.ask("lease_closed", lease=claimed["lease"], revoked=revoked, error=error)
+    assert audited(folder)[0] == []
+    raw = sqlite3.connect(folder / FILE)
+    kinds = raw.execute("SELECT kind, task FROM chain WHERE runtime_id = 'r4' ORDER BY seq").fetchall()
+    raw.close()
+    assert kinds == [("began", None), ("lost", history.open), ("lease.closed", history.open), ("ended", None)]
+    edited(folder, f"UPDATE leases SET proof = '{{}}' WHERE lease = '{history.living}'")
+    assert [(fault.group, fault.runtime) for fault in audited(folder)[0]] == [("leases", "r4")]
 
 
 # Every column of a closed record, an open one's opening, a lease of either kind; a value that is another whatever it was.

@@ -31,6 +31,7 @@ from fumehood.ledger import journal
 from fumehood.ledger.attesting import Chain
 from fumehood.ledger.outside import Outside
 from fumehood.ledger.requests import bad_request, checked
+from fumehood.ledger.standing import Standing
 from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
 from fumehood.reasons import Reason
@@ -86,7 +87,7 @@ def serve(
                 until = time.monotonic() + LINGER_S
             for key, _ in ready:
                 if key.data is outside:
-                    if not ledger.hear():
+                    if not ledger.standing.hear():
                         selector.unregister(key.fileobj)
                 elif not _receive(key.data, held):
                     selector.unregister(key.data)
@@ -101,9 +102,9 @@ def serve(
                 ledger.handle(held)
                 held = []
             ledger.copy_on()
-            ledger.attest_on(quiet=not ready)
+            ledger.standing.go_on(quiet=not ready)
         ledger.handle(held)
-        ledger.end()
+        ledger.standing.end()
 
 
 def _selector(socks: Sequence[socket.socket], outside: Outside) -> selectors.BaseSelector:
@@ -122,7 +123,7 @@ def _patience(ledger: _Ledger, until: float | None) -> float | None:
     if ledger.is_copying:
         return 0
     waits = [] if until is None else [max(0.0, until - time.monotonic())]
-    return min(waits if (due_s := ledger.due_in_s) is None else [*waits, due_s], default=None)
+    return min(waits if (due_s := ledger.standing.due_in_s) is None else [*waits, due_s], default=None)
 
 
 def _receive(sock: socket.socket, requests: list[Request]) -> bool:
@@ -187,7 +188,7 @@ class _Ledger:
         self._opened: Database | None = None
         self._sweep_key: SweepKey | None = None
         self._chain = Chain(runtime_id, self._boot_id, folder)
-        self._outside = outside
+        self.standing = Standing(self._chain, outside, self._database)
         self._worker = worker
         with suppress(FumehoodError):  # told to whoever asks
             self._kept()
@@ -292,7 +293,7 @@ class _Ledger:
 
     def _write(self, writes: Sequence[Request]) -> None:
         opens = [request for request in writes if request.verb == "open"]
-        if opens and (refusal := self._unwitnessed()) is not None:
+        if opens and (refusal := self.standing.refusal()) is not None:
             _reply_all(opens, refusal)
             writes = [request for request in writes if request.verb != "open"]
             if not writes:
@@ -385,45 +386,6 @@ class _Ledger:
             if anything:
                 with database.write(durable=True) as conn:
                     leases.abandon_leases(conn, self._runtime_id)
-
-    def _unwitnessed(self) -> LedgerGone | None:
-        """Why no call may begin as far as witnesses are concerned."""
-        try:
-            return self._outside.refusal(self._database())
-        except LedgerGone as error:
-            return error
-
-    @property
-    def due_in_s(self) -> float | None:
-        """How long what was written may stay unsigned, or a witness untold; None when there is nothing to do."""
-        return min((due_s for due_s in (self._chain.due_in_s, self._outside.due_in_s) if due_s is not None), default=None)
-
-    def attest_on(self, *, quiet: bool) -> None:
-        """Sign the chain's head if that is due, in a moment when nobody asks for anything, or when it cannot wait for one."""
-        try:
-            if self._chain.due_in_s == 0 and (quiet or self._chain.is_overdue):
-                self._outside.tell(self._chain.sign(self._database()), self._database())
-            if self._outside.due_in_s == 0:
-                self._outside.go_on(self._database())
-        except FumehoodError as error:
-            _log.error("ledger: no checkpoint could be made, or told: %s", error)
-
-    def hear(self) -> bool:
-        """Take what a witness answered. False when there is nobody to hear any more."""
-        try:
-            self._outside.receive(self._database())
-        except FumehoodError as error:
-            _log.error("ledger: what became of a checkpoint is not known: %s", error)
-        return self._outside.sock is not None
-
-    def end(self) -> None:
-        """Close the chain, and have its end witnessed: everybody is gone."""
-        if self._opened is not None:
-            try:
-                self._outside.tell(self._chain.end(self._opened), self._opened)
-                self._outside.end(self._opened)
-            except FumehoodError as error:
-                _log.error("ledger: the chain could not be closed: %s", error)
 
     def _key(self) -> SweepKey:
         """The key that leases' tokens are sealed to. Raises LedgerGone."""
