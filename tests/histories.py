@@ -80,7 +80,7 @@ def made(folder: Path) -> History:
         lost = call()
         first.open(lost)
         killed(first)
-        second.ask("close_lost", task=lost.task, facts={"swept_by": "r2"})
+        second.ask("close_lost", second.broker, task=lost.task, facts={"swept_by": "r2"})
         whole_call(second)
     with running(folder, runtime="r3") as third:
         whole_call(third)

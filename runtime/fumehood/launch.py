@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from fumehood import accounts, config, confine, operating, wire, witnessing
+from fumehood import accounts, config, confine, operating, wire
 from fumehood.faults import FumehoodError
 from fumehood.gateway_config import PinMode
 from fumehood.model import task_id
@@ -221,6 +221,8 @@ class Crew:
         """Fork the process that takes checkpoints outside, if there is anybody to take them to; the ledger's end of its socket."""
         if not chosen.witnesses:
             return None
+        from fumehood import witnessing
+
         files = [_to_append(where, chosen.caller_uid) for kind, where, _ in chosen.witnesses if kind == "file"]
         program = confine.worker_filter(chosen.state.seccomp)
 

@@ -4,7 +4,7 @@
       version           0644         the folder's schema; a newer one is refused
       bin/              0755         the static init and the mount helper, named by digest
       images/           0755         sha256-<hex>/{rootfs/,image.json,sbom.json}, names/<name>
-      ledger/           0700 ledger  ledger.db and its -wal, -shm; results/<task>.<kind>, kept for clients
+      ledger/           0700 ledger  ledger.db and its -wal, -shm; results/<task>.<kind>, kept for clients; keys/, which sign
       seccomp/          0700         compiled filters by policy digest
       profiles/         0700         resolved profiles, each with the digests of the files it was made from
       ids/              0700         one file for each id range in use

@@ -18,7 +18,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 from fumehood import wire
 
@@ -75,6 +74,7 @@ def _append(fd: int, envelope: str) -> None:
 def _post(url: str, envelope: str) -> None:
     """POST one checkpoint within `TOLD_S` in all: a server that answers a byte a second must not hold the next one up."""
     import http.client
+    from urllib.parse import urlsplit
 
     parts = urlsplit(url)
     kinds: dict[str, Any] = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +94,22 @@ def test_a_receipt_is_verified_by_an_independent_implementation(lab: Lab, task: 
     envelope.payload = envelope.payload.replace(b'"result":"ok"', b'"result":"no"')
     with pytest.raises(VerificationError):
         envelope.verify(keys, 1)
+
+
+def test_the_guides_program_verifies_a_receipt_without_us(lab: Lab, task: str) -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "evidence.md").read_text()
+    (program,) = [block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "verify-receipt.py" in block]
+    assert "fumehood" not in program
+    receipt, keys = lab.folder / "receipt.json", lab.folder / "keys.json"
+    receipt.write_text(lab.fumehood("receipt", task, "--json").stdout)
+    keys.write_text(lab.fumehood("keys", "export").stdout)
+    argv = [sys.executable, "-Ic", program, str(receipt), str(keys)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "ok"), done.stderr
+    envelope = json.loads(receipt.read_text())
+    payload = base64.b64decode(envelope["payload"]).replace(b'"result":"ok"', b'"result":"no"')
+    receipt.write_text(json.dumps({**envelope, "payload": base64.b64encode(payload).decode()}))
+    assert subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode != 0
 
 
 def test_asking_twice_gives_the_same_receipt(lab: Lab, task: str) -> None:

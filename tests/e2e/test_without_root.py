@@ -87,3 +87,22 @@ def test_the_library_example_runs_a_box_of_an_ordinary_users(lab: UserLab) -> No
     done = lab.fumehood(program=[sys.executable, str(ROOT / "examples" / "library.py")])
     assert done.status == 0, done.stderr
     assert done.stdout.startswith("ok: 42 in oci ")
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_an_ordinary_users_ledger_is_chained_signed_and_witnessed_too(lab: UserLab) -> None:
+    folder = lab.home / "outside"
+    folder.mkdir()
+    os.chown(folder, lab.uid, lab.gid)
+    config = Path(lab.env["FUMEHOOD_CONFIG"])
+    before = config.read_text() if config.exists() else ""
+    config.write_text(before + f"evidence: {{witness: [{{file: {folder}/w.jsonl}}]}}\n")
+    try:
+        done = lab.fumehood("run", "--profile", "python", "--json", "--", "true")
+    finally:
+        config.write_text(before)
+    assert done.status == 0, done.stderr
+    assert lab.fumehood("receipt", done.said["task"], "--verify").stdout.count("verified: signed by") == 1
+    audit = lab.fumehood("audit", "verify", "--witness", str(folder / "w.jsonl"), "--json")
+    assert (audit.status, audit.said["witnessed"]) == (0, 1), audit
+    assert lab.fumehood("keys", "rotate").status == 0

@@ -25,9 +25,10 @@ from fumehood.faults import LedgerGone, Refused
 from fumehood.keys import KeyFolder
 from fumehood.ledger.attesting import MOST_ENTRIES
 from fumehood.ledger.requests import SHAPES
+from fumehood.reasons import Reason
 from fumehood.store.database import FILE
 from fumehood.store.digests import LEASE, OPENING, RECORD
-from histories import History, audited, checkpoints, edited, killed, made, whole_call
+from histories import REVOKED, History, audited, checkpoints, edited, killed, made, whole_call
 from ledgers import running
 
 
@@ -51,6 +52,21 @@ def test_an_honest_ledger_of_runtimes_that_overlapped_died_and_were_swept_has_no
     assert (summary.chains, summary.calls, summary.uncovered) == (3, 7, 0)
     assert summary.unfinished == ["r1", "r3"]  # killed: without a closing entry, and not called edited
     assert summary.witnessed > 0
+
+
+def test_what_a_later_runtime_swept_is_attested_in_its_own_chain(history: History, folder: Path) -> None:
+    with running(folder, runtime="r4") as ledger:
+        ledger.ask("close_lost", ledger.broker, task=history.open, facts={"swept_by": "r4"})
+        for revoked, error in ((None, "the backend is away"), (REVOKED, None)):
+            (claimed,) = ledger.ask("leases_claim", lease=history.living, task=None, after=None, orphaned=False, limit=4)
+            ledger.ask("lease_closed", lease=claimed["lease"], revoked=revoked, error=error)
+    assert audited(folder)[0] == []
+    raw = sqlite3.connect(folder / FILE)
+    kinds = raw.execute("SELECT kind, task FROM chain WHERE runtime_id = 'r4' ORDER BY seq").fetchall()
+    raw.close()
+    assert kinds == [("began", None), ("lost", history.open), ("lease.closed", history.open), ("ended", None)]
+    edited(folder, f"UPDATE leases SET proof = '{{}}' WHERE lease = '{history.living}'")
+    assert [(fault.group, fault.runtime) for fault in audited(folder)[0]] == [("leases", "r4")]
 
 
 # Every column of a closed record, an open one's opening, a lease of either kind; a value that is another whatever it was.
@@ -230,6 +246,44 @@ def test_what_was_pruned_in_order_is_no_deletion(history: History, folder: Path)
     assert audited(folder)[0] == []
 
 
+@pytest.mark.parametrize(
+    "members",
+    [{"opening": None}, {"kind": "closed"}, {"kind": "lease.closed", "lease": []}, {"kind": "began"}, {"beside": 5}, {"beside": ["r1"]},
+     {"kind": "lease.issued"}, {"kind": "closed", "record": 1, "events": 2, "held": 3, "egress": 4, "says": 5}],
+)  # fmt: skip
+def test_an_entry_that_says_what_no_ledger_writes_is_a_fault_and_breaks_no_audit(folder: Path, members: dict[str, Any]) -> None:
+    raw = sqlite3.connect(folder / FILE)
+    runtime, seq, known = raw.execute("SELECT runtime_id, seq, hash FROM chain ORDER BY number DESC LIMIT 1").fetchone()
+    said = {"runtime": runtime, "seq": seq + 1, "kind": "opened", "task": "t", "prev": known, "beside": None, **members}
+    body = json.dumps(said, separators=(",", ":"))
+    values = (runtime, seq + 1, said["kind"], "t", body, hashlib.sha256(body.encode()).hexdigest())
+    raw.execute("INSERT INTO chain (runtime_id, seq, kind, task, body, hash) VALUES (?, ?, ?, ?, ?, ?)", values)
+    raw.commit()
+    raw.close()
+    assert {(fault.runtime, fault.seq) for fault in audited(folder)[0]} == {(runtime, seq + 1)}
+
+
+def test_a_value_of_another_type_in_a_table_made_anew_is_an_edit(history: History, folder: Path) -> None:
+    raw = sqlite3.connect(folder / FILE)
+    raw.execute("ALTER TABLE records RENAME TO before")
+    raw.execute("CREATE TABLE records AS SELECT * FROM before")
+    raw.execute(f"UPDATE records SET exit_code = x'00ff' WHERE task = '{history.closed}'")
+    raw.commit()
+    raw.close()
+    assert [(fault.group, fault.task) for fault in audited(folder)[0]] == [("record", history.closed)]
+
+
+def test_a_damaged_page_is_told_and_is_no_traceback(history: History, folder: Path) -> None:
+    content = bytearray((folder / FILE).read_bytes())
+    place = content.find(history.closed.encode(), len(content) // 3)
+    content[place - 600 : place + 600] = b"\xff" * 1200
+    (folder / FILE).write_bytes(content)
+    try:
+        assert audited(folder)[0]
+    except LedgerGone as gone:
+        assert gone.reason is Reason.LEDGER_UNAVAILABLE
+
+
 def test_a_signature_by_another_key(folder: Path) -> None:
     """Somebody puts a key of their own beside the ledger's, and signs a history of their own: exported keys tell."""
     trusted = {key.kid: key for key in KeyFolder(folder).public()}
@@ -381,6 +435,8 @@ def test_a_worker_that_was_taken_over_has_no_verb_for_entries_and_none_for_anoth
                 ours.ask(verb, **fields)
         with pytest.raises(Refused):
             ours.close(one.task)
+        with pytest.raises(Refused):
+            ours.ask("close_lost", task=one.task, facts={})
         theirs.close(one.task)
     raw = sqlite3.connect(folder / FILE)
     assert {kind for (kind,) in raw.execute("SELECT kind FROM chain WHERE runtime_id = 'r1'")} <= {"began", "ended"}

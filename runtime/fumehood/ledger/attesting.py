@@ -162,6 +162,11 @@ class Chain:
             self._due_s = time.monotonic() + LONGEST_S
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is anything to end."""
+        return self._own is not None
+
+    @property
     def unsigned(self) -> int:
         """How many entries of ours no checkpoint covers."""
         return 0 if self._own is None else self._own.seq - (self._signed or 0)

@@ -97,7 +97,8 @@ class Audit:
         self._leases: dict[str, _Opened] = {}
         self._opened = 0
         self._lost_from_before = 0
-        self._before: Mapping[str, Any] = {"records": 0, "newest": None}
+        self._before = 0
+        self._newest_before = ""
         self._covered = 0
         self._pruned_until_s = 0.0
 
@@ -118,8 +119,11 @@ class Audit:
             if said is None:
                 yield _at(entry, "entry", "the entry was edited: its text does not have its hash, or its columns say something else")
             else:
-                yield from self._follows(entry, said, last)
-                yield from self._rows(entry, said)
+                try:
+                    yield from self._follows(entry, said, last)
+                    yield from self._rows(entry, said)
+                except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+                    yield _at(entry, "entry", "the entry says what no ledger writes")
             if entry.kind == "ended":
                 self._chains.pop(entry.runtime_id, None)
             else:
@@ -136,11 +140,13 @@ class Audit:
         if entry.kind == "began":
             self.summary.chains += 1
             if last is None:
-                self._before = said["before"] or self._before
+                self._before, self._newest_before = int(said["before"]["records"]), str(said["before"]["newest"])
         if before is None and (entry.seq, said["prev"], entry.kind) != (1, None, "began"):
             after_end = chain.find(self._conn, entry.runtime_id, entry.seq - 1)
             what = "comes after the end of its chain" if after_end is not None else f"{_missing(0, entry.seq)} before it"
             yield _at(entry, "order", f"the entry {what}")
+        elif before is not None and entry.kind == "began":
+            yield _at(entry, "order", "the chain begins a second time")
         elif before is not None and entry.seq != before.seq + 1:
             yield _at(entry, "order", f"{_missing(before.seq, entry.seq)} before it, or the entry was moved")
         elif before is not None and said["prev"] != before.hash:
@@ -227,12 +233,11 @@ class Audit:
     def _inserted(self) -> Iterator[Fault]:
         """Step 4."""
         total, _ = chain.count_records(self._conn)
-        before = int(self._before["records"])
-        if not before and total == self._opened:
+        if not self._before and total == self._opened:
             return
-        expected = before - self._lost_from_before
+        expected = self._before - self._lost_from_before
         for task, _ in chain.unchained(self._conn):
-            if not before or task > self._before["newest"]:
+            if not self._before or task > self._newest_before:
                 yield Fault(group="record", task=task, detail="the record was put in: no entry speaks of it")
             else:
                 self.summary.uncovered += 1
@@ -296,12 +301,12 @@ class Audit:
 
 def _said(entry: Entry) -> dict[str, Any] | None:
     """What an entry's text says; None when it is not what was hashed, or not what its row says."""
-    if hashlib.sha256(entry.body.encode()).hexdigest() != entry.hash:
-        return None
     try:
+        if hashlib.sha256(entry.body.encode()).hexdigest() != entry.hash:
+            return None
         said: dict[str, Any] = json.loads(entry.body)
         columns = (said["runtime"], said["seq"], said["kind"], said["task"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return said if columns == (entry.runtime_id, entry.seq, entry.kind, entry.task) else None
 

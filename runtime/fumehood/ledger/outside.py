@@ -28,6 +28,7 @@ ANSWER_S = 20.0
 RETRY_S = 5.0
 # How long the end of a runtime, and a call while a required witness fails, wait for an answer.
 PATIENCE_S = 5.0
+_ERROR_CHARS = 300
 _log = logging.getLogger("fumehood.ledger")
 
 Told = tuple[Link, str]
@@ -45,6 +46,7 @@ class Outside:
         self._newest: Told | None = None
         self._under_way: Told | None = None
         self._failed: Told | None = None
+        self._logged: set[str] = set()
         self._number = 0
         self._sent_s = 0.0
         self._retry_s: float | None = None
@@ -102,7 +104,9 @@ class Outside:
         problems = message.get("problems")
         if message.get("id") == self._number and self._under_way is not None and isinstance(problems, dict):
             sent, self._under_way = self._under_way, None
-            self._note(database, sent, {str(name): None if why is None else str(why) for name, why in problems.items()})
+            # Its silence about one of them is a failure too.
+            said = {name: problems.get(name, "nothing is known of it") for name in self._names}
+            self._note(database, sent, {name: None if why is None else str(why)[:_ERROR_CHARS] for name, why in said.items()})
             if self._retry_s is None and self._newest is not None:
                 self._send(database)
 
@@ -158,7 +162,9 @@ class Outside:
                     chain.told(conn, name, sent[0].runtime_id, sent[0].seq, now_s)
                 elif why is not None:
                     chain.failed(conn, name, why, now_s)
-                    _log.error("ledger: the witness %s could not be told: %s", name, why)
+                    if name not in self._logged:  # once a failure, and not with each try
+                        _log.error("ledger: the witness %s could not be told: %s", name, why)
+        self._logged = {name for name, why in problems.items() if why is not None}
         failing = self._failing or {}
         self._failing = {
             **{name: why for name, why in failing.items() if name not in problems},

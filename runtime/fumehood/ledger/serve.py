@@ -32,6 +32,7 @@ from fumehood.ledger.attesting import Chain
 from fumehood.ledger.outside import Outside
 from fumehood.ledger.pinning import Pinning
 from fumehood.ledger.requests import bad_request, checked
+from fumehood.ledger.standing import Standing
 from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
 from fumehood.reasons import Reason
@@ -86,8 +87,9 @@ def serve(
     with ExitStack() as stack:
         outside = outside or Outside(None, ())
         ledger = _Ledger(
-            folder, runtime_id, results_kept_s, stack, outside=outside, how_pins=how_pins or Pinning(), takes_senders=takes_senders
-        )
+            folder, runtime_id, results_kept_s, stack, worker=socks[0], outside=outside, how_pins=how_pins or Pinning(),
+            takes_senders=takes_senders,
+        )  # fmt: skip
         selector = stack.enter_context(_selector(socks, outside))
         peers = len(socks)
         held: list[Request] = []
@@ -98,7 +100,7 @@ def serve(
                 until = time.monotonic() + LINGER_S
             for key, _ in ready:
                 if key.data is outside:
-                    if not ledger.hear():
+                    if not ledger.standing.hear():
                         selector.unregister(key.fileobj)
                 elif not _receive(key.data, held):
                     selector.unregister(key.data)
@@ -113,9 +115,9 @@ def serve(
                 ledger.handle(held)
                 held = []
             ledger.copy_on()
-            ledger.attest_on(quiet=not ready)
+            ledger.standing.go_on(quiet=not ready)
         ledger.handle(held)
-        ledger.end()
+        ledger.standing.end()
 
 
 def _selector(socks: Sequence[socket.socket], outside: Outside) -> selectors.BaseSelector:
@@ -134,7 +136,7 @@ def _patience(ledger: _Ledger, until: float | None) -> float | None:
     if ledger.is_copying:
         return 0
     waits = [] if until is None else [max(0.0, until - time.monotonic())]
-    return min(waits if (due_s := ledger.due_in_s) is None else [*waits, due_s], default=None)
+    return min(waits if (due_s := ledger.standing.due_in_s) is None else [*waits, due_s], default=None)
 
 
 def _receive(sock: socket.socket, requests: list[Request]) -> bool:
@@ -187,8 +189,8 @@ class _Ledger:
     """The database, and how requests become transactions."""
 
     def __init__(
-        self, folder: Path, runtime_id: str, results_kept_s: float, stack: ExitStack, *, outside: Outside, how_pins: Pinning,
-        takes_senders: bool,
+        self, folder: Path, runtime_id: str, results_kept_s: float, stack: ExitStack, *, worker: socket.socket, outside: Outside,
+        how_pins: Pinning, takes_senders: bool,
     ) -> None:  # fmt: skip
         self._folder = folder
         self._takes_senders = takes_senders
@@ -202,7 +204,8 @@ class _Ledger:
         self._opened: Database | None = None
         self._sweep_key: SweepKey | None = None
         self._chain = Chain(runtime_id, self._boot_id, folder)
-        self._outside = outside
+        self.standing = Standing(self._chain, outside, self._database)
+        self._worker = worker
         with suppress(FumehoodError):  # told to whoever asks
             self._kept()
 
@@ -306,7 +309,7 @@ class _Ledger:
 
     def _write(self, writes: Sequence[Request]) -> None:
         opens = [request for request in writes if request.verb == "open"]
-        if opens and (refusal := self._unwitnessed()) is not None:
+        if opens and (refusal := self.standing.refusal()) is not None:
             _reply_all(opens, refusal)
             writes = [request for request in writes if request.verb != "open"]
             if not writes:
@@ -339,20 +342,21 @@ class _Ledger:
                 _log.error("ledger: an event was refused: %s", reply["deny"]["detail"])
 
     def _apply(self, conn: Transaction, request: Request) -> dict[str, Any]:
-        verb, fields, now_s = request.verb, dict(request.fields), time.time()
+        verb, fields, now_s = request.verb, request.fields, time.time()
         if verb in origins.WRITES:
             return origins.write(conn, verb, fields, at_s=now_s, takes_senders=self._takes_senders)
         if verb not in journal.WRITES:
-            return self._move(conn, verb, fields, now_s)
+            return self._move(conn, request, now_s)
         done = journal.write(conn, verb, fields, runtime_id=self._runtime_id, at_s=now_s)
         if done and (lease := fields.get("lease")) is not None:
             self._chain.leased(conn, verb, lease, now_s)
         return {"ok": None} if done else _not_possible(verb, fields.get("lease") or fields["task"])
 
-    def _move(self, conn: Transaction, verb: str, fields: dict[str, Any], now_s: float) -> dict[str, Any]:
+    def _move(self, conn: Transaction, request: Request, now_s: float) -> dict[str, Any]:
         """Take a record one step further, and attest what begins and ends it."""
+        fields = dict(request.fields)
         task: str = fields["task"]
-        match verb:
+        match request.verb:
             case "open":
                 self._chain.begin(conn, now_s)
                 done = records.open_record(conn, fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s)
@@ -368,10 +372,17 @@ class _Ledger:
                 if done:
                     self._chain.closed(conn, task, now_s, lost=False)
             case _:
-                if lost := records.close_lost(conn, task, fields["facts"], at_s=now_s):
-                    self._chain.closed(conn, task, now_s, lost=True)
-                return {"ok": {"closed": lost}}
-        return {"ok": None} if done else _not_possible(verb, task)
+                return self._lose(conn, request, now_s)
+        return {"ok": None} if done else _not_possible(request.verb, task)
+
+    def _lose(self, conn: Transaction, request: Request, at_s: float) -> dict[str, Any]:
+        """Close a dead runtime's record, for the broker alone: a worker that was taken over would end the calls of living ones."""
+        task = request.fields["task"]
+        if request.sock is self._worker:
+            return _not_possible(request.verb, task)
+        if lost := records.close_lost(conn, task, request.fields["facts"], at_s=at_s):
+            self._chain.closed(conn, task, at_s, lost=True)
+        return {"ok": {"closed": lost}}
 
     def _claim(self, request: Request) -> dict[str, Any]:
         """Hand out leases to revoke. A write only when there is something to claim: every runtime asks, every minute."""
@@ -396,45 +407,6 @@ class _Ledger:
             if anything:
                 with database.write(durable=True) as conn:
                     leases.abandon_leases(conn, self._runtime_id)
-
-    def _unwitnessed(self) -> LedgerGone | None:
-        """Why no call may begin as far as witnesses are concerned."""
-        try:
-            return self._outside.refusal(self._database())
-        except LedgerGone as error:
-            return error
-
-    @property
-    def due_in_s(self) -> float | None:
-        """How long what was written may stay unsigned, or a witness untold; None when there is nothing to do."""
-        return min((due_s for due_s in (self._chain.due_in_s, self._outside.due_in_s) if due_s is not None), default=None)
-
-    def attest_on(self, *, quiet: bool) -> None:
-        """Sign the chain's head if that is due, in a moment when nobody asks for anything, or when it cannot wait for one."""
-        try:
-            if self._chain.due_in_s == 0 and (quiet or self._chain.is_overdue):
-                self._outside.tell(self._chain.sign(self._database()), self._database())
-            if self._outside.due_in_s == 0:
-                self._outside.go_on(self._database())
-        except FumehoodError as error:
-            _log.error("ledger: no checkpoint could be made, or told: %s", error)
-
-    def hear(self) -> bool:
-        """Take what a witness answered. False when there is nobody to hear any more."""
-        try:
-            self._outside.receive(self._database())
-        except FumehoodError as error:
-            _log.error("ledger: what became of a checkpoint is not known: %s", error)
-        return self._outside.sock is not None
-
-    def end(self) -> None:
-        """Close the chain, and have its end witnessed: everybody is gone."""
-        if self._opened is not None:
-            try:
-                self._outside.tell(self._chain.end(self._opened), self._opened)
-                self._outside.end(self._opened)
-            except FumehoodError as error:
-                _log.error("ledger: the chain could not be closed: %s", error)
 
     def _key(self) -> SweepKey:
         """The key that leases' tokens are sealed to. Raises LedgerGone."""

@@ -45,7 +45,8 @@ _TOTALS = "SELECT entries, bytes, dropped, counters, digest FROM egress_totals W
 _EGRESS = "SELECT seq, at, kind, facts FROM egress WHERE task = ? ORDER BY seq"
 
 # Made once: `json.dumps` with separators makes an encoder for every row.
-_form = json.JSONEncoder(separators=(",", ":")).encode
+# A value that no column of ours can hold (who edits the file may put one there) has a form too, which is that of no other.
+_form = json.JSONEncoder(separators=(",", ":"), default=repr).encode
 
 Row = tuple[Any, ...]
 

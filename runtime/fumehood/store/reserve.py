@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 
 FILE = "reserve"
-# Closing one call writes at most a few dozen 4 KiB pages: enough for well over a hundred calls under way.
+# Closing one call writes a few dozen 4 KiB pages, its receipt's statement and two entries of the chain among them: enough for some
+# hundred calls under way.
 RESERVE_BYTES = 4 * 2**20
 
 
