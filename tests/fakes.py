@@ -24,6 +24,7 @@ from fumehood.model import (
     Kind,
     Outcome,
     Profile,
+    Result,
     SeccompPolicy,
     Sender,
     ToolCall,
@@ -69,6 +70,7 @@ class FakeLedger:
     egress_log: dict[str, list[EgressEntry]] = field(default_factory=dict)
     egress_counters: dict[str, Mapping[str, int]] = field(default_factory=dict)
     kept_s: float = 86_400.0
+    keys: dict[tuple[Sender, str], tuple[str, str]] = field(default_factory=dict)
 
     async def open(self, call: ToolCall) -> None:
         self._check()
@@ -76,6 +78,27 @@ class FakeLedger:
             raise _not_possible("open", call.task)
         self.states[call.task] = State.OPEN
         self.calls[call.task] = call
+
+    async def claim(self, task: str, policy: str) -> str | None:
+        self._check()
+        call = self.calls[task]
+        if call.idempotency_key is None or self.states[task] is State.CLOSED:
+            raise _not_possible("claim", task)
+        earlier, under = self.keys.setdefault((call.sender, call.idempotency_key), (task, policy))
+        if earlier == task:
+            return None
+        other = self.calls[earlier]
+        compared = {
+            "another tool": (other.named, call.named),
+            "another request": (other.request_digest, call.request_digest),
+            "another definition of the tool": (other.pin, call.pin),
+            "another version of the profile": (other.profile.digest, call.profile.digest),
+            "another policy": (under, policy),
+        }
+        for what, (theirs, ours) in compared.items():
+            if theirs != ours:
+                raise Refused(Deny(reason=Reason.KEY_REUSED, rule="once.key", detail=f"task {earlier} has it, for {what}"))
+        return earlier
 
     async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
         if self.ends_at == state:
@@ -93,6 +116,9 @@ class FakeLedger:
             raise _not_possible("close", outcome.task)
         self.states[outcome.task] = State.CLOSED
         self.closed[outcome.task] = outcome
+        ran = any((task, state) == (outcome.task, State.BOUND) for task, state, _ in self.events)
+        if outcome.result is Result.REFUSED or not ran:
+            self.keys = {name: taken for name, taken in self.keys.items() if taken[0] != outcome.task}
 
     async def keep(self, task: str, kind: Keeping, source: int, offset: int, size: int) -> float:
         self._check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -154,6 +154,13 @@ class Ledger(Protocol):
 
     async def open(self, call: ToolCall) -> None:
         """Write the call's record durably. Returns only when it is on disk."""
+        ...
+
+    async def claim(self, task: str, policy: str) -> str | None:
+        """Take the idempotency key of a call of this runtime's durably, or name the task that has it: a request equal to this one.
+
+        `policy` is what the call was admitted by. Raises `Refused`: the key is another request's, or there are too many.
+        """
         ...
 
     async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
@@ -352,6 +359,14 @@ class Origin(Protocol):
     async def ask(self, method: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
         """Send a request and wait for the head of its answer; who we are to the server, the gate writes. Raises ExchangeFailed."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """How the value of a call's outcome is written down, as JSON has it, and read again for a request that repeats it."""
+
+    written: Callable[[Any], Any]
+    read: Callable[[Any], Any]
 
 
 class Images(Protocol):

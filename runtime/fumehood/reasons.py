@@ -61,6 +61,10 @@ class Reason(StrEnum):
     SCOPE_REFUSED = "scope_refused", "the call asks for more of a credential than it may have", "Widen `scope` in the profile, or `allow` of the credential, if that is right."
     LEASE_FAILED = "lease_failed", "a credential could not be issued or revoked", "The detail has the provider's answer; check its part of fumehood.yaml."
     LEASE_UNKNOWN = "lease_unknown", "there is no such lease", "`fumehood leases` lists them."
+    KEY_REUSED = "key_reused", "this idempotency key was used for another request", "Use a new key, such as a UUID, for each request."
+    KEYS_FULL = "keys_full", "this sender has as many idempotency keys as are remembered", "Wait until old ones are forgotten, or send the request without one."
+    IN_PROGRESS = "in_progress", "an earlier request with this key is still running", "Ask again later, with the same key."
+    RESULT_GONE = "result_gone", "this request ran before, and its result is no longer kept", "Look at the named task before you use a new key to have it done again."
     BUSY = "busy", "no box is free on this host", "Try again later, or raise `boxes` in fumehood.yaml."
 
     # Killed: we ended it.
@@ -102,6 +106,9 @@ class Reason(StrEnum):
     COMMIT_REFUSED = "commit_refused", "the workspace's changes were not safe to apply", "The record names the file; `fumehood diff TASK` shows the rest."
     COMMIT_FAILED = "commit_failed", "the workspace's changes could not be applied", "`fumehood commit TASK` tries again."
     INTERNAL = "internal", "a fault of fumehood's own", "Report it with the record."
+
+    # Repeated: it had run before.
+    REPEATED = "repeated", "an earlier request with this key was carried out, and its answer is this one's", "Use a new key to have it done again."
 
     # Lost: the runtime died.
     RUNTIME_DIED = "runtime_died", "the runtime died in mid-call; what the tool did is unknown", "Check before you repeat it."

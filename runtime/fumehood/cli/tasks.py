@@ -35,6 +35,7 @@ class Ending(StrEnum):
     KILLED = "killed"
     REFUSED = "refused"
     LOST = "lost"
+    REPEATED = "repeated"
     OPEN = "open"
 
 

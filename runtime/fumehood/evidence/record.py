@@ -20,15 +20,15 @@ from typing import Any, TypeVar
 import anyio
 
 from fumehood.evidence.ending import ending, one_line
-from fumehood.faults import FumehoodError, LedgerGone, Refused
+from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.lifecycle import NEXT, Event, State
-from fumehood.model import REMOTE, Deny, Grant, Outcome, Plan, Result, ToolCall, Verdict, Verified
+from fumehood.model import REMOTE, Deny, Fresh, Grant, Outcome, Plan, Repeat, Result, ToolCall, Verdict, Verified
 from fumehood.ports import Ports
 from fumehood.reasons import Reason
 
 OPEN_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 5.0
-Noted = TypeVar("Noted", Verified, Verdict, Grant, Plan)
+Noted = TypeVar("Noted", Verified, Verdict, Grant, Fresh, Plan)
 
 # What the time until a state was spent on.
 STAGES = {
@@ -82,13 +82,15 @@ class Log:
             raise LifecycleError("a call has no outcome before its record is closed")
         return self._outcome
 
-    async def note(self, value: Noted | Deny) -> Noted:
-        """Report what an admission stage decided, and pass it on. Raises Refused for a `Deny`."""
+    async def note(self, value: Noted | Repeat | Deny) -> Noted:
+        """Report what an admission stage decided, and pass it on. Raises Refused for a `Deny`, Repeated for a `Repeat`."""
         if self._refused is not None:
             raise self._refused
         match value:
             case Deny():
                 raise Refused(value)
+            case Repeat():
+                raise Repeated(value)
             case Verified():
                 image = value.image
                 if image is None:

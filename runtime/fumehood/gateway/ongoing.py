@@ -38,11 +38,15 @@ Carry = Callable[["Ongoing"], Awaitable[dict[str, Any]]]
 
 @dataclass(slots=True, eq=False)
 class Ongoing:
-    """One call under way. `bound` is what the request was, so that a later round cannot be another request's."""
+    """One call under way. `bound` is what the request was, so that a later round cannot be another request's.
+
+    One that `outlives` its request goes on when nobody waits for it: its client has a key to ask for it again.
+    """
 
     sender: Sender
     bound: str
     task: str
+    outlives: bool = False
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     began_s: float = field(default_factory=time.time)
     changed_s: float = field(default_factory=time.time)
@@ -137,7 +141,7 @@ class Calls:
             try:
                 await call.turn()
             except anyio.get_cancelled_exc_class():
-                if not waiting.cancelled_caught and not waiting.cancel_called:
+                if not call.outlives and not waiting.cancelled_caught and not waiting.cancel_called:
                     call.scope.cancel()  # nobody waits for it any more
                 raise
         if waiting.cancelled_caught and not call.is_over:

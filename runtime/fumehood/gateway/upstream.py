@@ -14,7 +14,7 @@ from typing import Any
 
 from fumehood.admission.policy import WORKSPACE_FILES, permits
 from fumehood.execution import Call, Command, Exchange, Streams, Visit, Work
-from fumehood.gateway import catalogue, exchange, files
+from fumehood.gateway import catalogue, exchange, files, repeating
 from fumehood.gateway.catalogue import Catalogue, Shelf, UnreadError
 from fumehood.gateway.events import ListKind
 from fumehood.gateway.exchange import ClientFacts, Relay, Said, Spill
@@ -37,7 +37,10 @@ Refuse = Callable[[ToolCall, Deny], Awaitable[Outcome]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A request to a server. `name` is what the profile judges: a tool's or prompt's name, a URI; `params` go upstream."""
+    """A request to a server. `name` is what the profile judges: a tool's or prompt's name, a URI; `params` go upstream.
+
+    `key` is the client's idempotency key for the request whose digest is `digest`.
+    """
 
     kind: Kind
     method: str
@@ -46,6 +49,8 @@ class Wanted:
     arguments: Mapping[str, Any]
     session: str | None = None
     log_level: str | None = None
+    key: str | None = None
+    digest: str | None = None
 
 
 class Upstream:
@@ -98,7 +103,8 @@ class Upstream:
 
     def call_of(self, client: Client, wanted: Wanted) -> ToolCall:
         """The call that a request becomes."""
-        return self._call(client.sender, wanted.kind, wanted.name, wanted.arguments)
+        call = self._call(client.sender, wanted.kind, wanted.name, wanted.arguments)
+        return call if wanted.key is None else replace(call, idempotency_key=wanted.key, request_digest=wanted.digest)
 
     async def carry(self, client: Client, wanted: Wanted, call: ToolCall, relay: Relay) -> tuple[Outcome, str | None]:
         """Judge a call and run it: its outcome, and the handle of a session that began with it.
@@ -133,7 +139,8 @@ class Upstream:
             return error.outcome, None
         if session.outcome is not None and session.residence.is_over:
             return session.outcome, None
-        outcome = await self._run(replace(call, session=session.task), Visit(partial(converse, greeted=True)))
+        visit = Visit(partial(converse, greeted=True), repeating.RECALL)
+        outcome = await self._run(replace(call, session=session.task), visit)
         return _honest(outcome, wanted, pinned), handle
 
     def _work(
@@ -141,10 +148,10 @@ class Upstream:
     ) -> Work:
         """A conversation with the server: started in a box, or remote; `schema` is that of the tool that is called."""
         if self.profile.upstream is None:
-            return Exchange(self.served.argv, converse)
+            return Exchange(self.served.argv, converse, repeating.RECALL)
         used = next((use.source for use in self.profile.credentials), None)
         manner = Manner(result_bytes=self.profile.limits.result_bytes, credential=used, schema=schema, listens=may_ask)
-        return Call(partial(speak, manner=manner), converse)
+        return Call(partial(speak, manner=manner), converse, repeating.RECALL)
 
     def _spill(self, wanted: Wanted, call: ToolCall) -> Spill | None:
         """Where a long result goes: only a tool's has a place for a link."""
@@ -165,7 +172,9 @@ class Upstream:
             return await self._refuse(call, Deny(reason=Reason.NOT_KNOWN, rule="gateway.files", detail=detail))
         with Memory() as memory:
             work = Command(("true",), get=((path, memory.fd),), get_bytes=self.profile.limits.result_bytes)
-            outcome = await self._run(replace(call, profile=files.reading_profile(self.profile)), work)
+            # Without its key: reading changes nothing, so it may be done as often as it is asked for.
+            reading = replace(call, profile=files.reading_profile(self.profile), idempotency_key=None)
+            outcome = await self._run(reading, work)
             if outcome.result is Result.OK:
                 return replace(outcome, value=Said(files.contents(wanted.name, path, memory), 0))
         return replace(outcome, reason=Reason.NOT_KNOWN) if outcome.reason is Reason.BAD_REQUEST else outcome
@@ -207,6 +216,8 @@ class Upstream:
 
 def _honest(outcome: Outcome, wanted: Wanted, pinned: Catalogue) -> Outcome:
     """Where a tool has an output schema, a link in place of the result is an error: clients hold success against it."""
+    if outcome.repeats is not None:
+        return replace(outcome, repeats=_honest(outcome.repeats, wanted, pinned))
     said = outcome.value
     if isinstance(said, Said) and said.long is not None and "outputSchema" in pinned.tools[wanted.name].definition:
         return replace(outcome, value=replace(said, long=replace(said.long, is_error=True)))

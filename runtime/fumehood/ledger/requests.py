@@ -169,6 +169,7 @@ SHAPES: dict[str, dict[str, Check]] = {
         "proof": _maybe(_PROOF),
         "idempotency_key": _maybe(_NAME),
     },
+    "claim": {"task": _ID, "policy": _NAME},
     "event": {"task": _ID, "state": _step, "at": _number, "facts": _FACTS},
     "close": {
         "task": _ID,
@@ -176,6 +177,7 @@ SHAPES: dict[str, dict[str, Check]] = {
         "reason": _maybe(_one_of(Reason)),
         "detail": _text(DETAIL_CHARS),
         "rule": _maybe(_NAME),
+        "repeats": _maybe(_ID),
         "exit_code": _maybe(_whole),
         "signal": _maybe(_whole),
         "engine": _maybe(_NAME),

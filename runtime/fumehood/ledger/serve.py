@@ -32,7 +32,7 @@ from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
 from fumehood.reasons import Reason
 from fumehood.sealing import SweepKey
-from fumehood.store import egress, leases, lookups, records
+from fumehood.store import egress, idempotency, leases, lookups, records
 from fumehood.store.database import Database, Transaction, opened
 from fumehood.store.results import Copy, Results
 
@@ -42,12 +42,14 @@ BATCH = 128
 # record is there, and says that it was never closed.
 LINGER_S = 0.004
 RESULTS_KEPT_S = 24 * 3600.0
+# At least so long: a key that is forgotten before its client gives up is a second run.
+KEYS_KEPT_S = 24 * 3600.0
 COPIES = 32
-WRITES = frozenset({"open", "event", "close", "close_lost", *journal.WRITES})
+WRITES = frozenset({"open", "claim", "event", "close", "close_lost", *journal.WRITES})
 # Lost in a power cut, a step of a timeline or a line of an egress log is missed by nobody who must act on it.
 LOOSE = frozenset({"event", "egress"})
 # What begins something: refused on a full disk, where the rest may use what was set aside for it.
-BEGINS = frozenset({"open", "lease_opened"})
+BEGINS = frozenset({"open", "claim", "lease_opened"})
 _log = logging.getLogger("fumehood.ledger")
 
 
@@ -150,6 +152,7 @@ class _Ledger:
     def __init__(self, folder: Path, runtime_id: str, results_kept_s: float, stack: ExitStack) -> None:
         self._folder = folder
         self._results_kept_s = results_kept_s
+        self._keys_kept_s = max(results_kept_s, KEYS_KEPT_S)
         self._results: Results | None = None
         self._copies: list[tuple[Request, Copy]] = []
         self._runtime_id = runtime_id
@@ -296,17 +299,31 @@ class _Ledger:
         match request.verb:
             case "open":
                 done = records.open_record(conn, fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s)
+            case "claim":
+                return self._claim_key(conn, task, fields["policy"], now_s)
             case "event":
                 step = records.Step(State(fields["state"]), fields["at"], fields["facts"])
                 done = records.add_event(conn, task, step, runtime_id=self._runtime_id)
             case "close":
                 del fields["task"]
                 done = records.close_record(conn, task, fields, runtime_id=self._runtime_id, at_s=now_s)
+                if done:
+                    idempotency.settle_key(conn, task, until_s=now_s + self._keys_kept_s)
             case _:
                 return {"ok": {"closed": records.close_lost(conn, task, fields["facts"], at_s=now_s)}}
         if done:
             return {"ok": None}
         return _not_possible(request.verb, task)
+
+    def _claim_key(self, conn: Transaction, task: str, policy: str, now_s: float) -> dict[str, Any]:
+        """Give a call its key, or tell it who has it."""
+        try:
+            earlier = idempotency.claim_key(
+                conn, task, policy, runtime_id=self._runtime_id, at_s=now_s, until_s=now_s + self._keys_kept_s
+            )
+        except Refused as error:
+            return wire.reply_of_error(error)
+        return {"ok": {"earlier": earlier}}
 
     def _claim(self, request: Request) -> dict[str, Any]:
         """Hand out leases to revoke. A write only when there is something to claim: every runtime asks, every minute."""

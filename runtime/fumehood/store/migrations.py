@@ -86,7 +86,18 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     5: (),
     6: (),
     7: (),
-    8: (),
+    8: (
+        "ALTER TABLE records ADD COLUMN repeats TEXT",
+        """
+        CREATE TABLE keys (
+          tenant TEXT NOT NULL, sender TEXT NOT NULL, sender_uid INTEGER NOT NULL, key TEXT NOT NULL,
+          task TEXT NOT NULL REFERENCES records (task),
+          policy TEXT NOT NULL, until REAL NOT NULL,
+          PRIMARY KEY (tenant, sender, sender_uid, key)
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX keys_of_task ON keys (task)",
+    ),
 }
 
 VERSION = max(MIGRATIONS)

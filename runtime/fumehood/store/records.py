@@ -86,7 +86,7 @@ _OPEN = _insert(
 )
 _MOVE = {state: sql for state in State if (sql := _move(state)) is not None}
 _CLOSE = _close(
-    *("state", "closed_at", "result", "reason", "detail", "exit_code", "signal"),
+    *("state", "closed_at", "result", "reason", "detail", "exit_code", "signal", "repeats"),
     *(field.name for field in fields(Usage)),
     *("stdout_bytes", "stderr_bytes", "stdout_truncated", "stderr_truncated"),
     *("files", "files_total", "pending", "timings"),
