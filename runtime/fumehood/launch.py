@@ -176,15 +176,17 @@ class Crew:
     operator: socket.socket | None = None
 
     def brief(self, chosen: Settings) -> None:
-        """Tell each what it is to serve. The runtime's lock goes to the broker alone: it is free when the broker has ended."""
+        """Tell each what it is to serve.
+
+        The broker alone gets the runtime's lock, which is free when the broker has ended, and a pidfd of ours, to end us by.
+        """
         fields = {**asdict(chosen), "state": str(chosen.state.root)}
         del fields["outward"]
-        lock = _take_lock(chosen) if "broker" in self.briefings else None
+        held = [_take_lock(chosen), os.pidfd_open(os.getpid())] if "broker" in self.briefings else []
         for name, sock in self.briefings.items():
-            wire.send(sock, fields, [lock] if name == "broker" and lock is not None else [])
+            wire.send(sock, fields, held if name == "broker" else [])
             sock.close()
-        if lock is not None:
-            os.close(lock)
+        wire.close_all(held)
 
     def keep_operator(self, chosen: Settings, reread: operating.Reread | None) -> socket.socket | None:
         """Fork the operator process if there is something to read again; who is no operator loses the way to give orders."""
@@ -297,8 +299,9 @@ def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
     from fumehood.ledger.serve import serve
 
     gc.freeze()  # what was imported stays for good
-    chosen = _briefed(briefing)
-    if chosen is not None:
+    briefed = _briefed(briefing)
+    if briefed is not None:
+        chosen, _ = briefed
         confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
         serve(ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s)
 
@@ -307,15 +310,16 @@ def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:
     from fumehood.broker.serve import serve
 
     gc.freeze()  # what was imported stays for good
-    chosen = _briefed(briefing)
-    if chosen is not None:
-        serve(chosen, *ends)
+    briefed = _briefed(briefing)
+    if briefed is not None:
+        chosen, (_, worker) = briefed
+        serve(chosen, ends[0], ends[1], ends[2], worker)
 
 
-def _briefed(briefing: socket.socket) -> Settings | None:
+def _briefed(briefing: socket.socket) -> tuple[Settings, list[int]] | None:
     """What we are to serve, from the process that forked us while it was still root; None when it ended instead.
 
-    A descriptor beside it is the runtime's lock, and stays open as long as we live.
+    Descriptors beside it are the runtime's lock and a pidfd of the worker-to-be, and stay open as long as we live.
     """
     got = wire.receive(briefing)
     briefing.close()
@@ -323,7 +327,7 @@ def _briefed(briefing: socket.socket) -> Settings | None:
         return None
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in got[0].items()}
     fields["runtimes"] = tuple((name, path) for name, path in fields["runtimes"])
-    return Settings(**{**fields, "state": StateFolder(Path(fields["state"]))})
+    return Settings(**{**fields, "state": StateFolder(Path(fields["state"]))}), got[1]
 
 
 def _fork(

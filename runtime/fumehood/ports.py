@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fumehood.halting import Halting
 from fumehood.model import (
     Binding,
     FileChange,
@@ -399,4 +400,5 @@ class Ports:
     clock: Clock
     owner_uid: int
     residences: Residences = field(default_factory=Residences)
+    halting: Halting = field(default_factory=Halting)
     outward: Outward = field(default_factory=Outward)

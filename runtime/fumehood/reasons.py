@@ -61,6 +61,7 @@ class Reason(StrEnum):
     SCOPE_REFUSED = "scope_refused", "the call asks for more of a credential than it may have", "Widen `scope` in the profile, or `allow` of the credential, if that is right."
     LEASE_FAILED = "lease_failed", "a credential could not be issued or revoked", "The detail has the provider's answer; check its part of fumehood.yaml."
     LEASE_UNKNOWN = "lease_unknown", "there is no such lease", "`fumehood leases` lists them."
+    STOPPED = "stopped", "an operator has stopped everything", "`fumehood start` lets calls begin again."
     KEY_REUSED = "key_reused", "this idempotency key was used for another request", "Use a new key, such as a UUID, for each request."
     KEYS_FULL = "keys_full", "this sender has as many idempotency keys as are remembered", "Wait until old ones are forgotten, or send the request without one."
     IN_PROGRESS = "in_progress", "an earlier request with this key is still running", "Ask again later, with the same key."

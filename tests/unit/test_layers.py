@@ -18,7 +18,7 @@ VALUES = frozenset({"model", "reach", "reasons"})
 GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
     "gateway_config", "gateway_document", "outward_config", "outward_document", "outward_secrets", "shipping", "residence", "accounts",
-    "landlock", "memory", "sealing", "canonical",
+    "landlock", "memory", "sealing", "canonical", "stopping", "knocking", "halting",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})

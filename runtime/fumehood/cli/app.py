@@ -6,7 +6,7 @@ import importlib
 
 import typer
 
-_MODULES = ("run", "gateway", "image", "profile", "tasks", "sessions", "leases", "workspace", "doctor")
+_MODULES = ("run", "gateway", "image", "profile", "tasks", "sessions", "leases", "stop", "workspace", "doctor")
 # Commands that a call waits for: whoever types one of these needs no other.
 _ALONE = frozenset({"run", "gateway"})
 

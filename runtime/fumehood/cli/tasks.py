@@ -75,6 +75,7 @@ def tasks(
     }
     with asking_ledger() as ask:
         records = fetch_tasks(ask, wanted, limit)
+    tell_if_stopped()
     if as_json:
         _write_json(records)
     else:
@@ -180,6 +181,14 @@ def instant(text: str, now_s: float, option: str) -> float:
     except (ValueError, OverflowError) as error:
         detail = f"{option}: {text!r} is neither like 90s, 30m, 1h, 7d nor an ISO date and time"
         raise FumehoodError(Reason.BAD_REQUEST, detail) from error
+
+
+def tell_if_stopped() -> None:
+    """Say on stderr that an operator has stopped everything, if so."""
+    from fumehood import launch, stopping
+
+    if (stop := stopping.read(launch.settings().state)) is not None:
+        sys.stderr.write(f"fumehood: {stop.line()}. Nothing begins until `fumehood start`.\n")
 
 
 @contextmanager

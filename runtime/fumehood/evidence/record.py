@@ -145,6 +145,9 @@ class Log:
             except FumehoodError as error:
                 self._may_be_open = False
                 reason, detail = error.reason, error.detail
+                if isinstance(error, Refused) and reason is Reason.STOPPED:  # the ledger has opened and closed it already
+                    self._refused = error
+                    return
             else:
                 self._spend("open", self._clock.monotonic_s())
                 return
@@ -195,9 +198,11 @@ class Log:
 async def record(call: ToolCall, ports: Ports) -> AsyncIterator[Log]:
     """Hold a call's record open for the body, and close it with how the body ended."""
     log = Log(call, ports)
+    stops = ports.halting.stops
     try:
         await log.begin()
-        yield log
+        with ports.halting.under_way(stops):
+            yield log
     except Exception as error:  # noqa: BLE001 - every way out of a call is an outcome; `fail` tells our own faults
         log.fail(error)
         await log.end()

@@ -34,6 +34,13 @@ _TASK_LETTERS = frozenset("0123456789abcdefghjkmnpqrstvwxyz")
 Check = Callable[[Any], Any]
 
 
+class Action(StrEnum):
+    """What an operator does to all calls at once."""
+
+    STOP = "stop"
+    START = "start"
+
+
 class Lives(StrEnum):
     """Which leases a reader wants."""
 
@@ -192,6 +199,14 @@ SHAPES: dict[str, dict[str, Check]] = {
         "pending": _flag,
         "timings": _json(dict, FACTS_BYTES // 8),
     },
+    "operated": {
+        "action": _one_of(Action),
+        "who": _NAME,
+        "uid": _whole,
+        "why": _text(TEXT_CHARS),
+        "facts": _json(dict, HANDLE_BYTES),
+    },
+    "operations": {},
     "close_lost": {"task": _ID, "facts": _FACTS},
     "open_tasks": {"runtime_id": _maybe(_NAME), "after_task": _maybe(_ID)},
     "runtimes_open": {},

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fumehood import wire
+from fumehood import stopping, wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.ledger import journal
 from fumehood.ledger.requests import bad_request, checked
@@ -32,6 +32,7 @@ from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
 from fumehood.reasons import Reason
 from fumehood.sealing import SweepKey
+from fumehood.state import StateFolder
 from fumehood.store import egress, idempotency, leases, lookups, records
 from fumehood.store.database import Database, Transaction, opened
 from fumehood.store.results import Copy, Results
@@ -293,6 +294,8 @@ class _Ledger:
         fields = dict(request.fields)
         task: str = fields.get("task", "")
         now_s = time.time()
+        if request.verb in BEGINS and (deny := self._denied(conn, request, now_s)) is not None:
+            return wire.reply_of_error(Refused(deny))
         if request.verb in journal.WRITES:
             done = journal.write(conn, request.verb, fields, runtime_id=self._runtime_id, at_s=now_s)
             return {"ok": None} if done else _not_possible(request.verb, fields.get("lease") or task)
@@ -314,6 +317,15 @@ class _Ledger:
         if done:
             return {"ok": None}
         return _not_possible(request.verb, task)
+
+    def _denied(self, conn: Transaction, request: Request, now_s: float) -> Deny | None:
+        """Why nothing may begin now; the call that wanted to has its record all the same."""
+        deny = stopping.denied(StateFolder(self._folder.parent))
+        if deny is not None and request.verb == "open":
+            records.open_refused(
+                conn, request.fields, deny, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s
+            )
+        return deny
 
     def _claim_key(self, conn: Transaction, task: str, policy: str, now_s: float) -> dict[str, Any]:
         """Give a call its key, or tell it who has it."""

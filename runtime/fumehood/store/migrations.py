@@ -97,6 +97,12 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         ) STRICT, WITHOUT ROWID
         """,
         "CREATE INDEX keys_of_task ON keys (task)",
+        """
+        CREATE TABLE operations (
+          number INTEGER PRIMARY KEY, at REAL NOT NULL,
+          action TEXT NOT NULL, who TEXT NOT NULL, uid INTEGER NOT NULL, why TEXT NOT NULL, facts TEXT NOT NULL
+        ) STRICT
+        """,
     ),
 }
 

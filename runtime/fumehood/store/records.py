@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fumehood.lifecycle import NEXT, State
-from fumehood.model import Result, Usage
+from fumehood.model import Deny, Result, Usage
 from fumehood.reasons import Reason
 from fumehood.store.database import Transaction
 
@@ -95,6 +95,10 @@ _LOSE = """
     UPDATE records SET state = 'closed', closed_at = :closed_at, result = :result, reason = :reason
     WHERE task = :task AND state <> 'closed'
 """
+_REFUSE = """
+    UPDATE records SET state = 'closed', closed_at = :at, result = 'refused', reason = :reason, rule = :rule, detail = :detail
+    WHERE task = :task
+"""
 _APPEND = """
     INSERT INTO events (task, seq, at, state, facts)
     SELECT :task, seen.seq + 1, :at, :state, :facts
@@ -109,6 +113,15 @@ def open_record(conn: Transaction, given: Mapping[str, Any], *, runtime_id: str,
     if not _changed(conn, _OPEN, {"detail": "", **row, "proof": _json(given["proof"])}):
         return False
     return _append(conn, given["task"], Step(State.OPEN, at_s, {}))
+
+
+def open_refused(
+    conn: Transaction, given: Mapping[str, Any], deny: Deny, *, runtime_id: str, boot_id: str, at_s: float
+) -> None:
+    """Write the record of a call that is refused as it begins: it is closed at once."""
+    if open_record(conn, given, runtime_id=runtime_id, boot_id=boot_id, at_s=at_s):
+        conn.run(_REFUSE, {"task": given["task"], "at": at_s, "reason": deny.reason, "rule": deny.rule, "detail": deny.detail})
+        _append(conn, given["task"], Step(State.CLOSED, at_s, {}))
 
 
 def add_event(conn: Transaction, task: str, step: Step, *, runtime_id: str) -> bool:
