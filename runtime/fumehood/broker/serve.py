@@ -59,8 +59,8 @@ class Broker:
         return handler(requests.task_of(args), args, fds), []
 
     def end(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """End a box for an operator. Raises FumehoodError when there is none of this task."""
-        self._box(requests.task_of(args)).kill(Reason.OPERATOR)
+        """End a session's box for an operator, as its own end would. Raises FumehoodError when there is none of this task."""
+        self._box(requests.task_of(args)).kill(Reason.SESSION_ENDED)
         return {}
 
     def remove_all(self) -> None:
@@ -198,9 +198,8 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, oper
             except wire.WireError:
                 pass  # whoever sends that is not our worker any more
             door.close()
-            broker.stopping.bell.close()
-            with broker.stopping.under_way:
-                broker.remove_all()
+            broker.stopping.finish()
+            broker.remove_all()
     finally:
         closed(host)
 

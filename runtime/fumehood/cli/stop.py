@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LIMIT_S = 5.0
 # Of these, what the runtimes have to end their calls; the rest is for leases that are left.
-RUNTIMES_S = 4.0
+RUNTIMES_S = 3.5
 _LEAST_S = 0.5
 Row = Mapping[str, Any]
 
@@ -135,7 +135,7 @@ def _summed(answers: Mapping[str, Any]) -> dict[str, Any]:
     answered = [answer for answer in answers.values() if answer is not None]
     return {
         "runtimes": len(answers),
-        "unanswered": [name for name, answer in answers.items() if answer is None],
+        "unanswered": [name for name, answer in answers.items() if answer is None or answer["removing"]],
         "boxes_killed": sum(answer["boxes"] for answer in answered),
         "calls_ended": sum(answer["calls"] for answer in answered),
         "calls_lost": sum(answer["lost"] for answer in answered),
@@ -185,7 +185,7 @@ def _draw(summary: Row) -> None:
         f"{summary['leases_revoked']} leases revoked; {summary['seconds']:g} s"
     )
     for name in summary["unanswered"]:
-        typer.echo(f"the runtime {name} does not answer: end its processes, and the next start sweeps it")
+        typer.echo(f"the runtime {name} is not done: if it does not end, end its processes, and the next start sweeps it")
     for row in summary["leases_left"]:
         until = "nobody knows when" if row["until"] is None else when(row["until"])
         typer.echo(f"the lease {row['lease']} of {row['credential']} is left, until {until}: {row['error'] or 'not tried yet'}")

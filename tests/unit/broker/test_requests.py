@@ -129,9 +129,8 @@ class Talk:
         chosen = replace(settings_for(folder), boxes=0)
         host = object.__new__(Host)
         host.settings = chosen
-        ledger, _ = wire.pair()
-        self.broker = serve.Broker(host, ledger, -1)
         self.ours, self.theirs = wire.pair()
+        self.broker = serve.Broker(host, self.ours, -1)
         self.ours.settimeout(5)
         self.sending = threading.Lock()
 
