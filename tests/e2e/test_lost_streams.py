@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -27,19 +28,47 @@ def ran(door: Door) -> int:
     return len({task for task, state, _ in ledger.events if state == State.RUNNING} & mine)
 
 
-async def test_a_request_whose_stream_was_cut_is_answered_again_and_ran_once() -> None:
+async def cut(door: Door, body: bytes, **headers: str) -> None:
+    """Send a request, and hang up while its tool runs."""
+    async with await door.connect() as stream:
+        await stream.send(door.head(content_length=str(len(body)), **headers) + body)
+        await until(lambda: ran(door) == 1)
+
+
+def request(params: dict[str, Any], number: object = 1) -> bytes:
+    return json.dumps({"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}).encode()
+
+
+@pytest.mark.parametrize("older", [False, True])
+async def test_a_request_whose_stream_was_cut_is_answered_again_and_ran_once(*, older: bool) -> None:
     async with opened(sys.executable, STATEFUL) as door:
         await door.ask("tools/list")
-        params = {**NAP, "_meta": {**ENVELOPE, **META}}
-        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
-        head = door.head(mcp_method="tools/call", mcp_name="nap", content_length=str(len(body)))
-        async with await door.connect() as stream:
-            await stream.send(head + body)
-            await until(lambda: ran(door) == 1)
-        answers = [await door.ask("tools/call", {**NAP, "_meta": META}, number=number) for number in (2, "three")]
-        for answer in answers:
+        mine = await door.older() if older else door
+        if older:
+            await cut(mine, request({**NAP, "_meta": META}))
+        else:
+            await cut(mine, request({**NAP, "_meta": {**ENVELOPE, **META}}), mcp_method="tools/call", mcp_name="nap")
+        for number in (2, "three"):
+            answer = await mine.ask("tools/call", {**NAP, "_meta": META}, number=number)
             assert answer.message["result"]["content"][0]["text"] == "rested"
             assert protocol.REPEATS_KEY in answer.message["result"]["_meta"]
+        assert ran(door) == 1
+
+
+async def test_an_older_client_that_cancels_has_cancelled_with_a_key_or_without() -> None:
+    async with opened(sys.executable, STATEFUL) as door:
+        await door.ask("tools/list")
+        mine = await door.older()
+        params = {"name": "nap", "arguments": {"seconds": 60}, "_meta": META}
+        async with await mine.connect() as stream:
+            body = request(params)
+            await stream.send(mine.head(content_length=str(len(body))) + body)
+            await until(lambda: ran(door) == 1)
+            note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+            assert (await mine.send(json.dumps(note).encode())).status == 202
+            await until(lambda: not door.spine.broker.boxes)
+        again = await mine.ask("tools/call", params, number=2)
+        assert again.message["result"]["_meta"][protocol.OUTCOME_KEY]["reason"] == "cancelled"
         assert ran(door) == 1
 
 
@@ -47,11 +76,7 @@ async def test_without_a_key_a_cut_stream_ends_its_call() -> None:
     async with opened(sys.executable, STATEFUL) as door:
         await door.ask("tools/list")
         params = {"name": "nap", "arguments": {"seconds": 60}, "_meta": ENVELOPE}
-        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
-        head = door.head(mcp_method="tools/call", mcp_name="nap", content_length=str(len(body)))
-        async with await door.connect() as stream:
-            await stream.send(head + body)
-            await until(lambda: ran(door) == 1)
+        await cut(door, request(params), mcp_method="tools/call", mcp_name="nap")
         with anyio.fail_after(10):
             await until(lambda: not door.spine.broker.boxes)
 

@@ -260,3 +260,14 @@ def test_stopping_twice_and_at_once_is_stopping(lab: Lab) -> None:
         thread.join()
     assert said == [0, 0, 0]
     assert json.loads((lab.state / "stopped").read_text())["who"] == "root"
+
+
+def test_with_an_unusable_ledger_everything_is_stopped_all_the_same(lab: Lab) -> None:
+    state = lab.folder / "broken"
+    (state / "ledger").mkdir(parents=True, mode=0o700)
+    (state / "ledger" / "ledger.db").write_bytes(b"this is no database" * 1000)
+    state.chmod(0o711)
+    done = lab.fumehood("stop", "--all", "--json", env={"FUMEHOOD_STATE": str(state)})
+    assert (done.status, done.stderr) == (1, "")
+    assert "leases" in done.said["problem"]
+    assert (state / "stopped").exists()

@@ -24,6 +24,7 @@ from fumehood.faults import FumehoodError
 from fumehood.reasons import Reason
 
 if TYPE_CHECKING:
+    from fumehood.asking import Asker
     from fumehood.launch import Processes
     from fumehood.state import StateFolder
     from fumehood.stopping import Stop
@@ -63,7 +64,7 @@ def stop(
     began_s = time.monotonic()
     chosen = launch.settings(config)
     launch.prepare(chosen)
-    why = reason[: stopping.WHY_CHARS]
+    why = reason.encode("utf-8", "replace").decode()[: stopping.WHY_CHARS]  # a terminal may send what is no text
     told = stopping.Stop(who=chosen.caller_name, uid=chosen.caller_uid, at_s=time.time(), why=why)
     try:
         stopping.write(chosen.state, told)
@@ -72,17 +73,20 @@ def stop(
     answers = knocking.ask_all(_living(chosen.state), "stop", RUNTIMES_S)
     left_s = max(_LEAST_S, LIMIT_S - (time.monotonic() - began_s))
     summary = _summed(answers)
-    # Not `serving`: the providers' secrets are read, with the caller's own rights, before these are given up.
-    with launch.started(chosen, lambda: None, broker=False) as processes:
-        import anyio
+    try:
+        # Not `serving`: the providers' secrets are read, with the caller's own rights, before these are given up.
+        with launch.started(chosen, lambda: None, broker=False) as processes:
+            import anyio
 
-        summary |= anyio.run(_revoke_and_note, processes, left_s, told, summary)
+            summary |= anyio.run(_revoke_and_note, processes, left_s, told, summary)
+    except FumehoodError as error:
+        summary["problem"] = f"leases, and the note of this stop: {error}"
     summary |= {"stopped": told.line(), "seconds": round(time.monotonic() - began_s, 2)}
     if as_json:
         sys.stdout.write(json.dumps(summary, indent=2) + "\n")
     else:
         _draw(summary)
-    raise typer.Exit(1 if summary["unanswered"] or summary["leases_left"] else 0)
+    raise typer.Exit(1 if summary["unanswered"] or summary["leases_left"] or summary["problem"] else 0)
 
 
 def start(
@@ -140,35 +144,50 @@ def _summed(answers: Mapping[str, Any]) -> dict[str, Any]:
         "calls_ended": sum(answer["calls"] for answer in answered),
         "calls_lost": sum(answer["lost"] for answer in answered),
         "workers_killed": sum(answer["worker_killed"] for answer in answered),
+        "leases_revoked": 0,
+        "leases_left": [],
+        "problem": None,
     }
 
 
 async def _revoke_and_note(processes: Processes[Any], seconds: float, stop: Stop, summary: Row) -> dict[str, Any]:
-    """Revoke what leases are open, for so long at most, and have the ledger write down what was done; which leases are left."""
+    """Revoke what leases are open, for so long at most, and have the ledger write down what was done; which leases are left.
+
+    A ledger that does not answer is a `problem`, not an end: what was ended is ended, and must be said.
+    """
+    from fumehood.asking import asking
+    from fumehood.wire import WireError
+
+    done: dict[str, Any] = {}
+    async with asking(processes.ledger) as asker:
+        try:
+            done |= await _revoke(asker, processes, seconds)
+            facts = {name: len(value) if isinstance(value, list) else value for name, value in {**summary, **done}.items()}
+            await asker.ask("operated", _operation("stop", stop.who, stop.uid, stop.why, facts))
+        except* (FumehoodError, WireError) as error:
+            done["problem"] = f"leases, and the note of this stop: {error.exceptions[0]}"
+    return done
+
+
+async def _revoke(asker: Asker, processes: Processes[Any], seconds: float) -> dict[str, Any]:
     import anyio
 
     from fumehood.app import SystemClock, outward_of
-    from fumehood.asking import asking
     from fumehood.credentials import revoke_claimed
     from fumehood.evidence.client import LedgerClient
 
-    providers = outward_of(processes.outward).providers
-    async with asking(processes.ledger) as asker:
-        ledger = LedgerClient(asker, SystemClock())
-        before, _ = await asker.ask("leases", {"state": "open"})
-        after: str | None = None
-        with anyio.move_on_after(seconds):
-            while claimed := await ledger.leases_claim(after=after, orphaned=False):
-                async with anyio.create_task_group() as tasks:
-                    for one in claimed:
-                        tasks.start_soon(revoke_claimed, one, providers, ledger)
-                after = claimed[-1].lease
-        left, _ = await asker.ask("leases", {"state": "open"})
-        shown = [{name: row[name] for name in ("lease", "task", "credential", "until", "error")} for row in left["leases"]]
-        done = {"leases_revoked": max(0, len(before["leases"]) - len(shown)), "leases_left": shown}
-        facts = {name: value if isinstance(value, int) else len(value) for name, value in {**summary, **done}.items()}
-        await asker.ask("operated", _operation("stop", stop.who, stop.uid, stop.why, facts))
-    return done
+    providers, ledger = outward_of(processes.outward).providers, LedgerClient(asker, SystemClock())
+    before, _ = await asker.ask("leases", {"state": "open"})
+    after: str | None = None
+    with anyio.move_on_after(seconds):
+        while claimed := await ledger.leases_claim(after=after, orphaned=False):
+            async with anyio.create_task_group() as tasks:
+                for one in claimed:
+                    tasks.start_soon(revoke_claimed, one, providers, ledger)
+            after = claimed[-1].lease
+    left, _ = await asker.ask("leases", {"state": "open"})
+    shown = [{name: row[name] for name in ("lease", "task", "credential", "until", "error")} for row in left["leases"]]
+    return {"leases_revoked": max(0, len(before["leases"]) - len(shown)), "leases_left": shown}
 
 
 def _operation(action: str, who: str, uid: int, why: str, facts: Row) -> dict[str, Any]:
@@ -189,6 +208,8 @@ def _draw(summary: Row) -> None:
     for row in summary["leases_left"]:
         until = "nobody knows when" if row["until"] is None else when(row["until"])
         typer.echo(f"the lease {row['lease']} of {row['credential']} is left, until {until}: {row['error'] or 'not tried yet'}")
+    if summary["problem"] is not None:
+        typer.echo(summary["problem"])
     typer.echo(f"{summary['stopped']}. Nothing begins until `fumehood start`.")
 
 

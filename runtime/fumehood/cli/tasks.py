@@ -73,9 +73,9 @@ def tasks(
         "since": since and instant(since, now_s, "--since"),
         "until": until and instant(until, now_s, "--until"),
     }
+    tell_if_stopped()
     with asking_ledger() as ask:
         records = fetch_tasks(ask, wanted, limit)
-    tell_if_stopped()
     if as_json:
         _write_json(records)
     else:
@@ -184,7 +184,7 @@ def instant(text: str, now_s: float, option: str) -> float:
 
 
 def tell_if_stopped() -> None:
-    """Say on stderr that an operator has stopped everything, if so."""
+    """Say on stderr that an operator has stopped everything, if so. With the caller's own rights, so before the ledger is asked."""
     from fumehood import launch, stopping
 
     if (stop := stopping.read(launch.settings().state)) is not None:

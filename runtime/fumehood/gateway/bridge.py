@@ -163,6 +163,7 @@ class _Bridge:
             capabilities=declared if isinstance(declared, dict) else {},
             sender=party.sender,
             connection=party.connection,
+            has_left=lambda: party.connection is None or party.scope.cancel_called,
         )
 
     async def _listen(

@@ -228,8 +228,6 @@ class Gateway:
         may_ask = client.era.modern and ask.anything and wanted.kind is not Kind.COMPLETION
         as_task = client.era.modern and wanted.kind is Kind.TOOL and takes_tasks(client.capabilities)
         call = upstream.call_of(client, wanted)
-        # A connection that lasts says when a request is cancelled; a stream that ends may only have been lost.
-        outlives = wanted.key is not None and client.connection is None
 
         async def carry(ongoing: Ongoing | None) -> dict[str, Any]:
             relay = ClientRelay(
@@ -240,9 +238,11 @@ class Gateway:
             outcome, handle = await upstream.carry(client, wanted, call, relay)
             return _told(outcome, wanted, upstream.profile, handle, modern=client.era.modern)
 
-        if not may_ask and not as_task and not outlives:
+        if not may_ask and not as_task and wanted.key is None:
             return await carry(None)
-        ongoing = Ongoing(client.sender, bound, call.task, outlives)
+        ongoing = Ongoing(client.sender, bound, call.task)
+        if wanted.key is not None:
+            ongoing.goes_on = client.has_left  # a stream that ends may only have been lost, and its client comes back
         return await self._calls.begin(ongoing, carry, patience_s=TASK_PATIENCE_S if as_task else None)
 
     async def _task(self, client: Client, method: str, params: Mapping[str, Any]) -> dict[str, Any]:

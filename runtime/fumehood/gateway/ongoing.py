@@ -40,13 +40,12 @@ Carry = Callable[["Ongoing"], Awaitable[dict[str, Any]]]
 class Ongoing:
     """One call under way. `bound` is what the request was, so that a later round cannot be another request's.
 
-    One that `outlives` its request goes on when nobody waits for it: its client has a key to ask for it again.
+    `goes_on` says whether a call whose request ended unanswered goes on without it.
     """
 
     sender: Sender
     bound: str
     task: str
-    outlives: bool = False
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     began_s: float = field(default_factory=time.time)
     changed_s: float = field(default_factory=time.time)
@@ -55,6 +54,7 @@ class Ongoing:
     error: GatewayError | None = None
     cancelled: bool = False
     is_task: bool = False
+    goes_on: Callable[[], bool] = lambda: False
     on_change: Callable[[Ongoing], None] = lambda _: None
     _answers: dict[str, Any] = field(default_factory=dict)
     _changed: anyio.Event = field(default_factory=anyio.Event)
@@ -141,7 +141,7 @@ class Calls:
             try:
                 await call.turn()
             except anyio.get_cancelled_exc_class():
-                if not call.outlives and not waiting.cancelled_caught and not waiting.cancel_called:
+                if not call.goes_on() and not waiting.cancelled_caught and not waiting.cancel_called:
                     call.scope.cancel()  # nobody waits for it any more
                 raise
         if waiting.cancelled_caught and not call.is_over:

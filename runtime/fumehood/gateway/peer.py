@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fumehood.gateway.protocol import Era
@@ -18,13 +18,15 @@ class Client:
 
     `sender` is the transport's word (the process's own uid, SO_PEERCRED, a bearer token), never the client's. `connection` is
     an unguessable name of ours for what lasts between requests: a stdio or unix connection, an older client's HTTP
-    session; None where nothing does. `capabilities` are as it declared them.
+    session; None where nothing does. `capabilities` are as it declared them. `has_left` tells of a request that is over unanswered
+    whether its stream ended, or the client cancelled it.
     """
 
     era: Era
     capabilities: Mapping[str, Any]
     sender: Sender
     connection: str | None = None
+    has_left: Callable[[], bool] = field(default=lambda: False, repr=False, compare=False)
 
 
 class Channel(Protocol):

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.anyio
 
 KEY = "f3c1a7be-0000-4000-8000-000000000001"
 NAP = {"name": "nap", "arguments": {"seconds": 0.3}}
-# Without a connection, as over HTTP: a stream may be lost there.
-STATELESS = client(connection=None)
+# As over HTTP: a stream may be lost there.
+STATELESS = replace(client(connection=None), has_left=lambda: True)
 
 
 async def call(open_: Open, key: Any = KEY, asking: Any = None, method: str = "tools/call", **params: Any) -> dict[str, Any]:
