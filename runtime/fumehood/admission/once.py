@@ -28,6 +28,7 @@ from fumehood.ports import Kept, Ports, Recall
 from fumehood.reasons import Reason
 
 KEEP_S = 10.0
+ANSWER_S = 10.0
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
 # What of an outcome is kept beside its value; what it cost is the first call's alone.
@@ -44,25 +45,33 @@ async def claim(grant: Grant, recall: Recall | None, ports: Ports) -> Fresh | Re
         return Fresh(grant=grant)
     if recall is None or call.request_digest is None:
         return Deny(reason=Reason.BAD_REQUEST, rule="once.work", detail="what this call gives cannot be kept for a repeat")
+    found: Fresh | Repeat | Deny = Deny(reason=Reason.LEDGER_UNAVAILABLE, rule="once.claim", detail="the ledger does not answer")
+    with anyio.move_on_after(call.profile.limits.wall_s + ANSWER_S):
+        try:
+            found = await _claimed(grant, recall, ports)
+        except Refused as error:
+            found = error.deny
+    return found
+
+
+async def _claimed(grant: Grant, recall: Recall, ports: Ports) -> Fresh | Repeat | Deny:
+    call = grant.verdict.verified.call
     ended: str | None = None
-    try:
-        while (earlier := await ports.ledger.claim(call.task, policy.IDENTITY)) is not None:
-            kept = await _ended(earlier, call.profile.limits.wall_s, ports)
-            if kept is None:
-                return Deny(reason=Reason.IN_PROGRESS, rule="once.wait", detail=f"task {earlier} is still running")
-            if earlier == ended:
-                return _answer(earlier, kept, recall)
-            # Asked again after its end: if its tool never started, the key is free, or by now another's.
-            _drop(kept)
-            ended = earlier
-    except Refused as error:
-        return error.deny
+    while (earlier := await ports.ledger.claim(call.task, policy.IDENTITY)) is not None:
+        kept = await _ended(earlier, call.profile.limits.wall_s, ports)
+        if kept is None:
+            return Deny(reason=Reason.IN_PROGRESS, rule="once.wait", detail=f"task {earlier} is still running")
+        if earlier == ended:
+            return _answer(earlier, kept, recall)
+        # Asked again after its end: if its tool never started, the key is free, or by now another's.
+        _drop(kept)
+        ended = earlier
     return Fresh(grant=grant)
 
 
-async def keep(outcome: Outcome, grant: Fresh, recall: Recall | None, ports: Ports) -> Outcome:
+async def keep(outcome: Outcome, fresh: Fresh, recall: Recall | None, ports: Ports) -> Outcome:
     """The outcome, kept for requests that repeat this one, if it has a key; where that fails the outcome says so."""
-    if grant.grant.verdict.verified.call.idempotency_key is None or recall is None:
+    if fresh.grant.verdict.verified.call.idempotency_key is None or recall is None:
         return outcome
     problem = f"it was not on disk within {KEEP_S:g} s"
     # Shielded: the tool has run, and whoever is not told of it asks again.

@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from fumehood import stopping
@@ -109,7 +110,8 @@ class Stopping:
             until_s = time.monotonic() + GRACE_S
             while (left := self._open_calls()) or self._boxes():
                 if time.monotonic() >= until_s:
-                    signal.pidfd_send_signal(self._worker, signal.SIGKILL)
+                    with suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(self._worker, signal.SIGKILL)
                     self._removing = threading.Thread(target=self._remove_all)
                     self._removing.start()
                     for task in left:
