@@ -27,6 +27,7 @@ from fumehood.model import (
     PinOf,
     PinState,
     Profile,
+    Result,
     SeccompPolicy,
     Sender,
     ToolCall,
@@ -103,6 +104,7 @@ class FakeLedger:
     spent: dict[tuple[str, str], float] = field(default_factory=dict)
     review: bool = False
     pins: Transaction = field(default_factory=_pins)
+    keys: dict[tuple[Sender, str], tuple[str, str]] = field(default_factory=dict)
 
     async def open(self, call: ToolCall) -> Opened:
         self._check()
@@ -142,6 +144,27 @@ class FakeLedger:
             if row["tool"] == tool:
                 pins.accept(self.pins, {**row, "pin": row["seen"]}, at_s=2.0)
 
+    async def claim(self, task: str, policy: str) -> str | None:
+        self._check()
+        call = self.calls[task]
+        if call.idempotency_key is None or self.states[task] is State.CLOSED:
+            raise _not_possible("claim", task)
+        earlier, under = self.keys.setdefault((call.sender, call.idempotency_key), (task, policy))
+        if earlier == task:
+            return None
+        other = self.calls[earlier]
+        compared = {
+            "another tool": (other.named, call.named),
+            "another request": (other.request_digest, call.request_digest),
+            "another definition of the tool": (other.pin, call.pin),
+            "another version of the profile": (other.profile.digest, call.profile.digest),
+            "another policy": (under, policy),
+        }
+        for what, (theirs, ours) in compared.items():
+            if theirs != ours:
+                raise Refused(Deny(reason=Reason.KEY_REUSED, rule="once.key", detail=f"task {earlier} has it, for {what}"))
+        return earlier
+
     async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
         if self.ends_at == state:
             self.gone = True
@@ -158,6 +181,9 @@ class FakeLedger:
             raise _not_possible("close", outcome.task)
         self.states[outcome.task] = State.CLOSED
         self.closed[outcome.task] = outcome
+        ran = any((task, state) == (outcome.task, State.BOUND) for task, state, _ in self.events)
+        if outcome.result is Result.REFUSED or not ran:
+            self.keys = {name: taken for name, taken in self.keys.items() if taken[0] != outcome.task}
 
     async def keep(self, task: str, kind: Keeping, source: int, offset: int, size: int) -> float:
         self._check()

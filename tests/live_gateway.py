@@ -33,9 +33,10 @@ class LiveGateway:
     _answers: dict[int, Any] = field(default_factory=dict)
 
     def send(self, method: str, **params: Any) -> int:
-        """Send a request; its id."""
+        """Send a request; its id. Members of `_meta` come beside those that the revision wants."""
         self._sent += 1
-        request = {"jsonrpc": "2.0", "id": self._sent, "method": method, "params": {**params, "_meta": META}}
+        meta = {**META, **params.pop("_meta", {})}
+        request = {"jsonrpc": "2.0", "id": self._sent, "method": method, "params": {**params, "_meta": meta}}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.process.stdin.flush()
@@ -142,6 +143,7 @@ def live_gateway(
         process = subprocess.Popen(
             [*(program or [str(FUMEHOOD)]), "gateway", "--config", str(file), *options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=of.env, cwd=of.folder,
+            bufsize=0,  # what a buffer holds, no `select` sees
         )  # fmt: skip
     gateway = LiveGateway(of, process, file, log)
     try:

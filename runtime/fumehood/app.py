@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+
+import anyio
 
 from fumehood.asking import asking
 from fumehood.brokering import BrokerClient
 from fumehood.credentials import sweeping
 from fumehood.evidence.client import LedgerClient
+from fumehood.faults import FumehoodError
+from fumehood.halting import Halting
 from fumehood.image.store import ImageStore
 from fumehood.launch import Processes
 from fumehood.model import Sender, task_id
@@ -49,17 +53,35 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
     """Use the running processes for the length of the body. Raises FumehoodError: no broker, a provider that cannot be made."""
     settings = processes.settings
     clock = SystemClock()
-    async with asking(processes.ledger) as ledger, asking(processes.privileged) as broker:
+    async with asking(processes.ledger) as ledger, asking(processes.privileged) as broker_asker:
+        broker = BrokerClient(broker_asker)
         ports = Ports(
-            broker=BrokerClient(broker),
+            broker=broker,
             ledger=LedgerClient(ledger, clock),
             images=ImageStore(settings.images),
             clock=clock,
             owner_uid=settings.caller_uid,
             outward=outward_of(processes.outward),
         )
-        async with sweeping(ports.ledger, ports.outward.providers):
+        async with _ended_by_operators(broker, ports.halting), sweeping(ports.ledger, ports.outward.providers):
             yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))
+
+
+@asynccontextmanager
+async def _ended_by_operators(broker: BrokerClient, halting: Halting) -> AsyncIterator[None]:
+    """Let every stop that the broker hears of end all calls under way, for the length of the body."""
+
+    async def listen() -> None:
+        heard = 0
+        with suppress(FumehoodError):  # a broker that is gone ends every call that has a box
+            while True:
+                heard, why = await broker.stopped(heard)
+                halting.halt(why)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listen)
+        yield
+        tasks.cancel_scope.cancel()
 
 
 def outward_of(given: Given) -> Outward:

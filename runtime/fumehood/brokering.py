@@ -23,6 +23,11 @@ class BrokerClient:
     def __init__(self, asker: Asker) -> None:
         self._asker = asker
 
+    async def stopped(self, heard: int) -> tuple[int, str]:
+        """Wait for an operator's stop after those that we have heard of: how many that are now, and what was said."""
+        told = await self._ask("stopped", {"heard": heard})
+        return int(told["heard"]), str(told["why"])
+
     async def make(self, task: str, frame: Frame) -> Made:
         """Make a box whose init waits."""
         return Made(**await self._ask("make", {"task": task, "frame": frame.fields()}))

@@ -8,7 +8,7 @@ way out is shut, the credentials are revoked, the box is removed.
 from __future__ import annotations
 
 from fumehood import credentials, egress, evidence, execution, sandbox
-from fumehood.admission import approval, policy, verify
+from fumehood.admission import approval, once, policy, verify
 from fumehood.execution import Work
 from fumehood.model import Outcome, ToolCall
 from fumehood.ports import Ports
@@ -16,11 +16,13 @@ from fumehood.ports import Ports
 
 async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
     """Carry one call from request to closed record. Raises nothing but cancellation (after the record is closed)."""
+    recall = execution.recall_of(work)
     async with evidence.record(call, ports) as log:
         verified = await log.note(verify.check(call, ports.images, log.opened.pin))
         verdict = await log.note(policy.evaluate(verified, ports.owner_uid))
         grant = await log.note(approval.settle(verdict))
-        plan = await log.note(sandbox.plan(grant))
+        fresh = await log.note(await once.claim(grant, recall, ports))
+        plan = await log.note(sandbox.plan(fresh))
         async with (
             sandbox.box(plan, ports, log) as box,
             credentials.lease(plan, ports, log) as leases,
@@ -29,5 +31,5 @@ async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
             await box.bind(plan.binding, gate.supplies)
             outcome = await execution.run(box, work, plan)
             outcome = await sandbox.settle(box, plan, outcome)
-        log.conclude(outcome)
+        log.conclude(await once.keep(outcome, fresh, recall, ports))
     return log.outcome

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fumehood.model import Deny
+from fumehood.model import Deny, Repeat
 from fumehood.reasons import Reason
 
 
@@ -24,6 +24,15 @@ class Refused(FumehoodError):
         """Carry the refusal."""
         super().__init__(deny.reason, deny.detail, remedy=deny.remedy)
         self.deny = deny
+
+
+class Repeated(FumehoodError):
+    """Nothing ran, because an earlier call had done it. Raised where a `Repeat` leaves the path."""
+
+    def __init__(self, repeat: Repeat) -> None:
+        """Carry how the earlier call ended."""
+        self.earlier = repeat.earlier
+        super().__init__(Reason.REPEATED, f"it ran as task {self.earlier.task}: {self.earlier.result.value}")
 
 
 class BoxFailed(FumehoodError):

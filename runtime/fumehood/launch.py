@@ -208,19 +208,24 @@ class Crew:
     operator: socket.socket | None = None
 
     def brief(self, chosen: Settings) -> None:
-        """Tell each what it is to serve. The runtime's lock goes to the broker alone: it is free when the broker has ended."""
+        """Tell each what it is to serve.
+
+        The broker alone gets the runtime's lock, which is free when the broker has ended, and a pidfd of ours, to end us by.
+        """
         fields = {**asdict(chosen), "state": str(chosen.state.root)}
         del fields["outward"]
-        fds = {"ledger": self._start_witness(chosen), "broker": _take_lock(chosen) if "broker" in self.briefings else None}
+        held = {"ledger": self._start_witness(chosen)}
+        if "broker" in self.briefings:
+            held["broker"] = [_take_lock(chosen), os.pidfd_open(os.getpid())]
         for name, sock in self.briefings.items():
-            wire.send(sock, fields, [] if (fd := fds[name]) is None else [fd])
+            wire.send(sock, fields, held[name])
             sock.close()
-        wire.close_all([fd for fd in fds.values() if fd is not None])
+        wire.close_all([fd for fds in held.values() for fd in fds])
 
-    def _start_witness(self, chosen: Settings) -> int | None:
+    def _start_witness(self, chosen: Settings) -> list[int]:
         """Fork the process that takes checkpoints outside, if there is anybody to take them to; the ledger's end of its socket."""
         if not chosen.witnesses:
-            return None
+            return []
         from fumehood import witnessing
 
         files = [_to_append(where, chosen.caller_uid) for kind, where, _ in chosen.witnesses if kind == "file"]
@@ -236,7 +241,7 @@ class Crew:
         theirs.close()
         witnessing.brief(ours, [(kind, where) for kind, where, _ in chosen.witnesses], files)
         wire.close_all(files)
-        return ours.detach()
+        return [ours.detach()]
 
     def keep_operator(self, chosen: Settings, reread: operating.Reread | None) -> socket.socket | None:
         """Fork the operator process if there is something to read again; who is no operator loses the way to give orders."""
@@ -360,8 +365,9 @@ def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
     from fumehood.ledger.serve import serve
 
     gc.freeze()  # what was imported stays for good
-    chosen, fds = _briefed(briefing)
-    if chosen is not None:
+    briefed = _briefed(briefing)
+    if briefed is not None:
+        chosen, fds = briefed
         confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
         outside = Outside(socket.socket(fileno=fds[0]) if fds else None, chosen.witnesses)
         how_pins = Pinning(review=chosen.review, otherwise=frozenset(chosen.review_otherwise), decides=chosen.decides)
@@ -374,20 +380,22 @@ def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:
     from fumehood.broker.serve import serve
 
     gc.freeze()  # what was imported stays for good
-    chosen, _ = _briefed(briefing)
-    if chosen is not None:
-        serve(chosen, *ends)
+    briefed = _briefed(briefing)
+    if briefed is not None:
+        chosen, (_, worker) = briefed
+        serve(chosen, ends[0], ends[1], ends[2], worker)
 
 
-def _briefed(briefing: socket.socket) -> tuple[Settings | None, list[int]]:
+def _briefed(briefing: socket.socket) -> tuple[Settings, list[int]] | None:
     """What we are to serve, from the process that forked us while it was still root; None when it ended instead.
 
-    A descriptor beside it is the broker's runtime's lock, which stays open as long as it lives, or the ledger's way to the witness.
+    Descriptors beside it stay open as long as we live: the broker's are the runtime's lock and a pidfd of the worker-to-be, the
+    ledger's its way to the witness, if there is one.
     """
     got = wire.receive(briefing)
     briefing.close()
     if got is None:
-        return None, []
+        return None
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in got[0].items()}
     for name in ("runtimes", "witnesses"):
         fields[name] = tuple(tuple(each) for each in fields[name])

@@ -72,10 +72,14 @@ class Oversize(StrEnum):
 
 
 class Keeping(StrEnum):
-    """What can be kept of a call beside its record: what its server said, as it said it, or what its client was told."""
+    """What can be kept of a call beside its record.
+
+    What its server said, as it said it; what its client was told; or how it ended, for whoever asks again by the same key.
+    """
 
     RESULT = "result"
     ANSWER = "answer"
+    ONCE = "once"
 
 
 class UserNamespace(StrEnum):
@@ -405,6 +409,20 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fresh:
+    """A grant for what did not run yet, as far as its sender's key tells. Made only by `admission.once`."""
+
+    grant: Grant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeat:
+    """A grant for what ran before: how that ended is the answer. Made only by `admission.once`."""
+
+    earlier: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
     """Everything of a box that the profile and the image alone decide: no argv, workspace, secret or route."""
 
@@ -467,13 +485,17 @@ class Plan:
 
 
 class Result(StrEnum):
-    """How a call ended. Refused: nothing ran. Failed: it ran and went wrong. Killed: we ended it."""
+    """How a call ended. Refused: nothing ran. Failed: it ran and went wrong. Killed: we ended it.
+
+    Lost: nobody can say. Repeated: nothing ran, because an earlier call had done it.
+    """
 
     OK = "ok"
     FAILED = "failed"
     KILLED = "killed"
     REFUSED = "refused"
     LOST = "lost"
+    REPEATED = "repeated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -503,7 +525,10 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one call ended, as callers and records see it. `value` is what an Exchange or a Function returned."""
+    """How one call ended, as callers and records see it. `value` is what an Exchange or a Function returned.
+
+    `repeats` is how the earlier call ended whose answer this one's is.
+    """
 
     task: str
     result: Result
@@ -527,6 +552,7 @@ class Outcome:
     files_total: int = 0
     pending: bool = False
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    repeats: Outcome | None = None
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fumehood.halting import Halting
 from fumehood.model import (
     Binding,
     FileChange,
@@ -199,6 +200,13 @@ class Ledger(Protocol):
 
     async def pins_of(self, of: PinOf, profile: str) -> Mapping[str, str]:
         """The tools of a server that may be called now, with their pins."""
+        ...
+
+    async def claim(self, task: str, policy: str) -> str | None:
+        """Take the idempotency key of a call of this runtime's durably, or name the task that has it: a request equal to this one.
+
+        `policy` is what the call was admitted by. Raises `Refused`: the key is another request's, or there are too many.
+        """
         ...
 
     async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
@@ -411,6 +419,14 @@ class Origin(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """How the value of a call's outcome is written down, as JSON has it, and read again for a request that repeats it."""
+
+    written: Callable[[Any], Any]
+    read: Callable[[Any], Any]
+
+
 class Images(Protocol):
     """The image store, read side."""
 
@@ -441,4 +457,5 @@ class Ports:
     clock: Clock
     owner_uid: int
     residences: Residences = field(default_factory=Residences)
+    halting: Halting = field(default_factory=Halting)
     outward: Outward = field(default_factory=Outward)

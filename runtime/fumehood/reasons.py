@@ -77,6 +77,11 @@ class Reason(StrEnum):
     WITNESS_UNAVAILABLE = "witness_unavailable", "a required witness could not be told what the ledger says", "Make it reachable, or drop `required` in fumehood.yaml."
     RECEIPT_NONE = "receipt_none", "the call has no receipt", "A call has one when it is closed; `fumehood task ID` shows its record."
     EVIDENCE_EDITED = "evidence_edited", "the ledger is not what was written", "`fumehood audit verify` says where; keep the files."
+    STOPPED = "stopped", "an operator has stopped everything", "`fumehood start` lets calls begin again."
+    KEY_REUSED = "key_reused", "this idempotency key was used for another request", "Use a new key, such as a UUID, for each request."
+    KEYS_FULL = "keys_full", "this sender has as many idempotency keys as are remembered", "Wait until old ones are forgotten, or send the request without one."
+    IN_PROGRESS = "in_progress", "an earlier request with this key is still running", "Ask again later, with the same key."
+    RESULT_GONE = "result_gone", "this request ran before, and its result is no longer kept", "Look at the named task before you use a new key to have it done again."
     BUSY = "busy", "no box is free on this host", "Try again later, or raise `boxes` in fumehood.yaml."
 
     # Killed: we ended it.
@@ -120,6 +125,9 @@ class Reason(StrEnum):
     COMMIT_REFUSED = "commit_refused", "the workspace's changes were not safe to apply", "The record names the file; `fumehood diff TASK` shows the rest."
     COMMIT_FAILED = "commit_failed", "the workspace's changes could not be applied", "`fumehood commit TASK` tries again."
     INTERNAL = "internal", "a fault of fumehood's own", "Report it with the record."
+
+    # Repeated: it had run before.
+    REPEATED = "repeated", "an earlier request with this key was carried out, and its answer is this one's", "Use a new key to have it done again."
 
     # Lost: the runtime died.
     RUNTIME_DIED = "runtime_died", "the runtime died in mid-call; what the tool did is unknown", "Check before you repeat it."

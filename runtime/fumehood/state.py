@@ -2,6 +2,7 @@
 
     <state>/            0711 root    /var/lib/fumehood, or $XDG_STATE_HOME/fumehood, or $FUMEHOOD_STATE
       version           0644         the folder's schema; a newer one is refused
+      stopped           0644         who stopped everything, while that is so
       bin/              0755         the static init and the mount helper, named by digest
       images/           0755         sha256-<hex>/{rootfs/,image.json,sbom.json}, names/<name>
       ledger/           0700 ledger  ledger.db and its -wal, -shm; results/<task>.<kind>, kept for clients; keys/, which sign
@@ -34,6 +35,11 @@ class StateFolder:
     def version(self) -> Path:
         """The schema's number."""
         return self.root / "version"
+
+    @property
+    def stopped(self) -> Path:
+        """There while nothing may begin."""
+        return self.root / "stopped"
 
     @property
     def bin(self) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import time
@@ -297,3 +298,35 @@ credentials:
     at_rest = ledger_files(lab) + done.stderr.encode()
     for canary in (*live, "the-subject", "s&cret", "root-token", "canary-aws", private.decode().split("\n")[3]):
         assert canary.encode() not in at_rest
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_stop_leaves_no_role_whether_the_worker_helps_or_not(lab: Lab, server: PostgresServer, profile: str, *, helps: bool) -> None:
+    with lab.live("oci", "import time; print('up', flush=True); time.sleep(60)", profile=profile) as live:
+        live.line()
+        assert len(roles(server)) == 1
+        if not helps:
+            os.kill(live.worker, signal.SIGSTOP)
+        done = lab.fumehood("stop", "--all", "--json")
+        assert (done.status, done.said["leases_left"]) == (0, []), done
+        assert done.said["leases_revoked"] == (0 if helps else 1), "what the worker did not revoke, the command did"
+        assert done.seconds < 5
+        assert roles(server) == set()
+    assert lab.fumehood("start").status == 0
+    assert leases(lab, "--open") == []
+
+
+def test_stop_says_which_leases_are_left_and_until_when(lab: Lab, server: PostgresServer, profile: str) -> None:
+    with lab.live("oci", "import time; print('up', flush=True); time.sleep(60)", profile=profile) as live:
+        live.line()
+        os.kill(live.worker, signal.SIGSTOP)
+        configure(lab, server, "renamed")  # nobody knows any more how to reach what made it
+        try:
+            done = lab.fumehood("stop", "--all")
+            assert done.status == 1, done
+            assert "of reporting is left, until 20" in done.stdout
+        finally:
+            configure(lab, server)
+    assert lab.fumehood("leases", "revoke", "--all-open").status == 0
+    assert roles(server) == set()
+    assert lab.fumehood("start").status == 0

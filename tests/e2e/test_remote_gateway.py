@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -57,3 +58,34 @@ def test_a_remote_server_is_called_by_the_real_gateway_under_its_own_token(lab: 
     shown = lab.fumehood("task", task)
     assert "remote:localhost" in shown.stdout
     assert TOKEN not in log + told.stdout + shown.stdout
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_stop_ends_a_call_that_has_no_box_whether_the_worker_helps_or_not(lab: Lab, nothing_left: None, *, helps: bool) -> None:  # noqa: ARG001
+    """A worker that was taken over has its connections to remote servers, and no box that it could lose."""
+    seen: list[Asked] = []
+    profile, trusted = lab.folder / "profiles/slow.yaml", lab.folder / "authority.pem"
+    profile.write_text("remote: true\ntools: {allow: [slow_compute]}\nlimits: {wall: 60s}\n")
+    trusted.write_text(authority().pem)
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(everything(seen=seen)) as url:
+        upstream = f"{{url: '{url}', addresses: [127.0.0.0/8]}}"
+        file = configure(lab, f"{{servers: {{slow: {{profile: {profile}, upstream: {upstream}}}}}}}", f"egress: {{authorities: {trusted}}}")
+        with live_gateway(lab, file) as gateway:
+            assert gateway.tools() == ["slow_compute"]
+            asked = len(seen)
+            number = gateway.send("tools/call", name="slow_compute", arguments={"seconds": 50})
+            gateway.until(lambda: len(seen) > asked)
+            if not helps:
+                gateway.process.send_signal(signal.SIGSTOP)
+            done = lab.fumehood("stop", "--all", "--json")
+            assert done.seconds < 5
+            assert (done.status, done.said["boxes_killed"], done.said["calls_ended"]) == (0, 0, 1), done
+            if helps:
+                outcome = gateway.answer(number)["result"]["_meta"]["fumehood/outcome"]
+                assert (outcome["result"], outcome["reason"]) == ("killed", "operator")
+                asked = len(seen)
+                assert "stopped" in json.dumps(gateway.call("slow_compute", seconds=0))
+                assert len(seen) == asked, "nothing is asked of a remote server either"
+            else:
+                assert gateway.process.wait(timeout=10) == -signal.SIGKILL
+    assert lab.fumehood("start").status == 0

@@ -28,6 +28,7 @@ from fumehood.ledger.requests import SHAPES
 from fumehood.reasons import Reason
 from fumehood.store.database import FILE
 from fumehood.store.digests import LEASE, OPENING, RECORD
+from fumehood.store.tables import RECORDS
 from histories import REVOKED, History, audited, checkpoints, edited, killed, made, whole_call
 from ledgers import running
 
@@ -75,6 +76,10 @@ OTHER = {"opened_at": "opened_at + 0.001", "closed_at": "closed_at + 0.001", "se
 
 def changed(column: str) -> str:
     return OTHER.get(column, f"CASE WHEN typeof({column}) = 'text' THEN {column} || ' ' WHEN {column} IS NULL THEN '7' ELSE {column} + 1 END")
+
+
+def test_no_column_of_a_record_is_left_out() -> None:
+    assert {*RECORD} == {column.name for column in RECORDS.c}
 
 
 @pytest.mark.parametrize("column", [name for name in RECORD if name not in {"task", "state"}])

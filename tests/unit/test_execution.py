@@ -17,7 +17,7 @@ from fakes import call
 from fumehood import execution
 from fumehood.execution import ENVIRONMENT, Command, Exchange, ServerStreams
 from fumehood.faults import ExchangeFailed
-from fumehood.model import Decision, Grant, Image, Limits, Outcome, Plan, Result, Usage, Verdict, Verified
+from fumehood.model import Decision, Fresh, Grant, Image, Limits, Outcome, Plan, Result, Usage, Verdict, Verified
 from fumehood.ports import Exited
 from fumehood.reasons import Reason
 from fumehood.sandbox import plan as planned
@@ -75,7 +75,7 @@ def plan(**limits: Any) -> Plan:
     request = call(tool=None)
     request = replace(request, profile=replace(request.profile, limits=Limits(**limits), environment=(("OWN", "1"),)))
     verified = Verified(call=request, image=Image(name="python", digest="sha256:" + "0" * 64, docker_id=None))
-    made = planned(Grant(verdict=Verdict(verified=verified, decision=Decision.ALLOW, rule="test")))
+    made = planned(Fresh(grant=Grant(verdict=Verdict(verified=verified, decision=Decision.ALLOW, rule="test"))))
     assert isinstance(made, Plan)
     return made
 

@@ -8,6 +8,8 @@ from fumehood.model import Decision, Deny, Kind, Profile, Scope, Verdict, Verifi
 from fumehood.reasons import Reason
 
 WORKSPACE_FILES = "workspace:///"
+# What decided: a result that was given under one policy is not given again under another (rule 24).
+IDENTITY = "owner/1"
 
 
 def evaluate(verified: Verified, owner_uid: int) -> Verdict | Deny:

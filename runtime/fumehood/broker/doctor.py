@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from fumehood import stopping
 from fumehood.broker import host as hosts
 from fumehood.broker import netlink
 from fumehood.broker.cgroups import NEEDED
@@ -28,6 +29,7 @@ _TASK_FILES, _GATE_FILES, _CONNECTION_FILES = 64, 9, 2 * NetworkLimits().connect
 def report(host: Host) -> dict[str, Any]:
     """Facts and findings: each finding has `what`, `ok`, `found` and, where it is not ok, `remedy`."""
     trees = host.trees
+    stop = stopping.read(host.settings.state)
     kind = "hybrid" if trees.v1 and trees.v2 is not None else "v1" if trees.v1 else "v2"
     findings = [
         _finding("cgroups", not trees.missing(), f"{kind}: {', '.join(sorted({*NEEDED} - set(trees.missing())))}",
@@ -53,6 +55,7 @@ def report(host: Host) -> dict[str, Any]:
                  "Raise the limit of open files, or lower `boxes`."),
         _finding("network gate", _has_gate(), "sockets can be listed, packets seen" if _has_gate() else "not on this kernel",
                  "Boxes with a way out need CONFIG_INET_DIAG, CONFIG_PACKET and IPv6 in the kernel."),
+        _finding("calls", stop is None, "may begin" if stop is None else stop.line(), "`fumehood start` lets them begin again."),
         *host.more_findings(),
     ]  # fmt: skip
     return {

@@ -1,7 +1,8 @@
-"""How another runtime's broker asks this one to end a box: one verb on a socket that only their common user can open.
+"""How another process asks this broker to end a box, or all of them: two verbs on a socket that only their common user can open.
 
-`fumehood sessions end` is a process of its own; the box belongs to the broker that made it, and only that one knows its
-engine, its cgroup and its clock. The socket lies in the runtime's folder with mode 0600, and the peer's uid is checked too.
+`fumehood sessions end` and `fumehood stop` are processes of their own; a box belongs to the broker that made it, and only that one
+knows its engine, its cgroup and its clock. The socket lies in the runtime's folder with mode 0600, and the peer's uid is checked too.
+Each peer has a thread: one that says nothing must not keep an operator's stop waiting.
 """
 
 from __future__ import annotations
@@ -11,30 +12,28 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from fumehood import wire
-from fumehood.broker.requests import refuse, task_of
-from fumehood.faults import BoxFailed, FumehoodError
-from fumehood.reasons import Reason
+from fumehood import knocking, wire
+from fumehood.broker.requests import refuse
+from fumehood.faults import FumehoodError
 
-_NAME = "door"
-_ANSWER_S = 10.0
 _CREDENTIALS = struct.Struct("3i")
 
 
 class Door:
-    """The listening side. `end` ends the box of a task, or raises."""
+    """The listening side. Each of `verbs` takes a request's arguments and gives its answer, or raises."""
 
-    def __init__(self, folder: Path, end: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, verbs: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]) -> None:
         """Listen in the runtime's folder, in a thread of its own."""
-        self._end = end
-        self._path = folder / _NAME
+        self._verbs = verbs
+        self._path = folder / knocking.DOOR
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         before = os.umask(0o177)
         try:
-            with _reachable(folder) as name:
+            with knocking.reachable(folder) as name:
                 self._socket.bind(name)
         finally:
             os.umask(before)
@@ -54,11 +53,14 @@ class Door:
                 peer, _ = self._socket.accept()
             except OSError:
                 return
-            with peer, contextlib.suppress(OSError, wire.WireError):
-                peer.settimeout(_ANSWER_S)
-                self._answer(peer)
+            threading.Thread(target=self._answer, args=(peer,), daemon=True).start()
 
     def _answer(self, peer: socket.socket) -> None:
+        with peer, contextlib.suppress(OSError, wire.WireError):
+            peer.settimeout(knocking.ANSWER_S)
+            self._judge(peer)
+
+    def _judge(self, peer: socket.socket) -> None:
         _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         got = wire.receive(peer)
         if got is None:
@@ -66,35 +68,16 @@ class Door:
         message, fds = got
         wire.close_all(fds)
         try:
-            if uid != os.geteuid() or message.get("verb") != "end":
-                raise refuse("another runtime may only end a box, as the same user")
-            self._end(task_of(message.get("args", {})))
+            answer, args = self._verbs.get(str(message.get("verb"))), message.get("args")
+            if uid != os.geteuid() or answer is None:
+                raise refuse("another process may only end boxes, as the same user")
+            said = answer(args if isinstance(args, dict) else {})
         except FumehoodError as error:
             wire.send(peer, {"id": 0, **wire.reply_of_error(error)})
         else:
-            wire.send(peer, {"id": 0, "ok": {}})
+            wire.send(peer, {"id": 0, "ok": said})
 
 
 def end_elsewhere(runs: Path, runtime_id: str, task: str) -> None:
     """Ask the runtime that has a task's box to end it. Raises FumehoodError."""
-    folder = runs / runtime_id
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as there:
-        there.settimeout(_ANSWER_S)
-        try:
-            with _reachable(folder) as name:
-                there.connect(name)
-            wire.request(there, "end", {"task": task})
-        except (OSError, wire.WireError) as error:
-            raise BoxFailed(
-                Reason.RUNTIME_DIED, f"the runtime {runtime_id} does not answer", remedy="The next start of fumehood sweeps it."
-            ) from error
-
-
-@contextlib.contextmanager
-def _reachable(folder: Path) -> Iterator[str]:
-    """A name for the socket that fits into the 108 bytes of a socket's address, however deep the state folder lies."""
-    held = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{held}/{_NAME}"
-    finally:
-        os.close(held)
+    knocking.ask(runs / runtime_id, "end", {"task": task})

@@ -23,6 +23,7 @@ from fumehood.broker import doctor, orders, pending, requests, sweep
 from fumehood.broker.box import Box
 from fumehood.broker.door import Door, end_elsewhere
 from fumehood.broker.host import Host, close_host, open_host
+from fumehood.broker.stopping import Stopping
 from fumehood.faults import BoxFailed, FumehoodError, Refused
 from fumehood.model import Deny, FileChange
 from fumehood.reasons import Reason
@@ -32,13 +33,16 @@ from fumehood.settings import Settings
 class Broker:
     """The verbs, and the boxes they are about."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, ledger: socket.socket, worker: int) -> None:
         self._host = host
         self._boxes: dict[str, Box] = {}
         self._lock = threading.Lock()
+        self.stopping = Stopping(host, ledger, worker, self._live, self.remove_all)
 
     def answer(self, verb: str, args: Mapping[str, Any], fds: list[int]) -> tuple[dict[str, Any], list[int]]:
         """Do one verb. Raises FumehoodError for what is refused or fails."""
+        if verb == "stopped":
+            return self.stopping.wait(args), []
         if verb == "doctor":
             return doctor.report(self._host), []
         if verb == "end":
@@ -54,9 +58,10 @@ class Broker:
             raise requests.refuse(f"there is no verb {verb!r:.40}")
         return handler(requests.task_of(args), args, fds), []
 
-    def end(self, task: str) -> None:
-        """End a box for an operator. Raises FumehoodError when there is none of this task."""
-        self._box(task).kill(Reason.OPERATOR)
+    def end(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """End a session's box for an operator, as its own end would. Raises FumehoodError when there is none of this task."""
+        self._box(requests.task_of(args)).kill(Reason.SESSION_ENDED)
+        return {}
 
     def remove_all(self) -> None:
         """Remove every box, all at once."""
@@ -76,6 +81,7 @@ class Broker:
         }  # fmt: skip
 
     def _make(self, task: str, args: Mapping[str, Any], _fds: list[int]) -> dict[str, Any]:
+        self.stopping.check()
         box = Box(self._host, task, requests.frame_of(args.get("frame")))
         with self._lock:
             if task in self._boxes:
@@ -96,6 +102,7 @@ class Broker:
         if len(fds) != 3:
             raise requests.refuse("start takes three descriptors")
         argv, env = requests.command_of(args)
+        self.stopping.check()  # a box that was being made when everything was stopped runs nothing
         return self._box(task).start(argv, env, fds, check_fence=args.get("check_fence") is True)
 
     def _put(self, task: str, args: Mapping[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -140,6 +147,10 @@ class Broker:
             self._boxes.pop(task, None)
         return facts
 
+    def _live(self) -> list[Box]:
+        with self._lock:
+            return list(self._boxes.values())
+
     def _box(self, task: str) -> Box:
         with self._lock:
             box = self._boxes.get(task)
@@ -161,7 +172,7 @@ def _fitting(files: Sequence[FileChange]) -> list[dict[str, Any]]:
     return rows
 
 
-def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, operator: socket.socket) -> None:
+def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, operator: socket.socket, worker_pidfd: int) -> None:
     """Run until the worker is gone. Never returns an error: what cannot be set up is told to every request."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the worker decides; its end is ours
@@ -177,17 +188,20 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, oper
         return
     try:
         sweep.sweep(host, ledger)
-        broker = Broker(host)
-        door = Door(settings.state.run / settings.runtime_id, broker.end)
+        broker = Broker(host, ledger, worker_pidfd)
+        door = Door(
+            settings.state.run / settings.runtime_id, {"end": broker.end, "stop": lambda _args: broker.stopping.stop()}
+        )
         threading.Thread(target=orders.take_orders, args=(operator, host), daemon=True).start()
         sending = threading.Lock()
-        with ThreadPoolExecutor(max_workers=4 * settings.boxes + 4) as pool:
+        with ThreadPoolExecutor(max_workers=4 * settings.boxes + 5) as pool:
             try:
                 while (got := wire.receive(worker)) is not None:
                     pool.submit(_answer, broker, worker, sending, *got)
             except wire.WireError:
                 pass  # whoever sends that is not our worker any more
             door.close()
+            broker.stopping.finish()
             broker.remove_all()
     finally:
         closed(host)

@@ -55,7 +55,7 @@ def _take(path: Path) -> int | None:
 
 def _sweep_runtime(host: Host, folder: Path, ledger: socket.socket) -> None:
     runtime_id = folder.name
-    tasks = _open_tasks(ledger, runtime_id)
+    tasks = open_tasks(ledger, runtime_id)
     if tasks is None:
         return  # without the ledger's word nothing is touched
     facts: dict[str, dict[str, Any]] = {row["task"]: {"swept_by": host.settings.runtime_id} for row in tasks}
@@ -63,7 +63,7 @@ def _sweep_runtime(host: Host, folder: Path, ledger: socket.socket) -> None:
         facts.setdefault(task, {})["cgroup_removed"] = True
     swept = _sweep_containers(host, folder, ledger, facts)
     for row in tasks:
-        _close_lost(ledger, row["task"], facts[row["task"]])
+        close_lost(ledger, row["task"], facts[row["task"]])
     if not swept:
         return  # the folder's notes and the id ranges stay for a start at which the engine answers
     for slot in host.ids.of_runtime(runtime_id):
@@ -113,7 +113,8 @@ def _runtime_of(ledger: socket.socket, task: str) -> str | None:
     return str(record["runtime_id"]) if record["task"] == task else None
 
 
-def _open_tasks(ledger: socket.socket, runtime_id: str) -> list[Mapping[str, Any]] | None:
+def open_tasks(ledger: socket.socket, runtime_id: str) -> list[Mapping[str, Any]] | None:
+    """The open records of a runtime, by the ledger's word; None when it gives none."""
     try:
         result, _ = wire.request(ledger, "open_tasks", {"runtime_id": runtime_id})
     except (FumehoodError, wire.WireError, OSError):
@@ -122,7 +123,8 @@ def _open_tasks(ledger: socket.socket, runtime_id: str) -> list[Mapping[str, Any
     return rows
 
 
-def _close_lost(ledger: socket.socket, task: str, facts: Mapping[str, Any]) -> None:
+def close_lost(ledger: socket.socket, task: str, facts: Mapping[str, Any]) -> None:
+    """Have a record closed as lost, if it is still open."""
     with contextlib.suppress(FumehoodError, wire.WireError, OSError):
         wire.request(ledger, "close_lost", {"task": task, "facts": dict(facts)})
 
@@ -133,5 +135,5 @@ def _close_forgotten(host: Host, ledger: socket.socket) -> None:
         result, _ = wire.request(ledger, "runtimes_open", {})
         for runtime_id in result:
             if not (host.settings.state.run / runtime_id).exists():
-                for row in _open_tasks(ledger, runtime_id) or []:
-                    _close_lost(ledger, row["task"], {"swept_by": host.settings.runtime_id})
+                for row in open_tasks(ledger, runtime_id) or []:
+                    close_lost(ledger, row["task"], {"swept_by": host.settings.runtime_id})

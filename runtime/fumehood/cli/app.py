@@ -8,7 +8,7 @@ import typer
 
 _MODULES = (
     "run", "gateway", "image", "profile", "tasks", "sessions", "leases", "pins", "receipt", "audit", "keys", "senders",
-    "sign_proxy", "workspace", "doctor",
+    "sign_proxy", "stop", "workspace", "doctor",
 )  # fmt: skip
 # Commands that a call waits for: whoever types one of these needs no other.
 _ALONE = frozenset({"run", "gateway", "sign-proxy"})

@@ -21,7 +21,9 @@ from fumehood.lifecycle import State
 Record = Mapping[str, Any]
 BAR_COLUMNS = 48
 FILES_SHOWN = 20
-_COLOURS = {"ok": "green", "failed": "red", "killed": "yellow", "refused": "magenta", "lost": "red", "open": "cyan"}
+_COLOURS = {
+    "ok": "green", "failed": "red", "killed": "yellow", "refused": "magenta", "lost": "red", "repeated": "blue", "open": "cyan",
+}  # fmt: skip
 
 
 def draw(*drawn: Table | Text) -> None:
@@ -79,6 +81,8 @@ def facts_table(record: Record) -> Table:
         ("result", _ending(record)),
         ("detail", record["detail"]),
         ("rule", record["rule"]),
+        ("repeats", record["repeats"]),
+        ("key", record["idempotency_key"]),
         ("tool", record["tool"]),
         ("pin", record["pin"]),
         ("session", record["session"]),

@@ -35,6 +35,7 @@ class Ending(StrEnum):
     KILLED = "killed"
     REFUSED = "refused"
     LOST = "lost"
+    REPEATED = "repeated"
     OPEN = "open"
 
 
@@ -76,6 +77,7 @@ def tasks(
         "since": since and instant(since, now_s, "--since"),
         "until": until and instant(until, now_s, "--until"),
     }
+    tell_if_stopped()
     with asking_ledger() as ask:
         records = fetch_tasks(ask, wanted, limit)
     if as_json:
@@ -183,6 +185,14 @@ def instant(text: str, now_s: float, option: str) -> float:
     except (ValueError, OverflowError) as error:
         detail = f"{option}: {text!r} is neither like 90s, 30m, 1h, 7d nor an ISO date and time"
         raise FumehoodError(Reason.BAD_REQUEST, detail) from error
+
+
+def tell_if_stopped() -> None:
+    """Say on stderr that an operator has stopped everything, if so. With the caller's own rights, so before the ledger is asked."""
+    from fumehood import launch, stopping
+
+    if (stop := stopping.read(launch.settings().state)) is not None:
+        sys.stderr.write(f"fumehood: {stop.line()}. Nothing begins until `fumehood start`.\n")
 
 
 @contextmanager

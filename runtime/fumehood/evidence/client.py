@@ -70,6 +70,12 @@ class LedgerClient:
                 return
             await anyio.sleep(RETRY_S)
 
+    async def claim(self, task: str, policy: str) -> str | None:
+        """Take the key of a call, once: the earlier task that has it, or None. Raises Refused or LedgerGone."""
+        said, _ = await self._ask("claim", {"task": task, "policy": text(policy, NAME_CHARS)})
+        earlier: str | None = said["earlier"]
+        return earlier
+
     async def keep(self, task: str, kind: Keeping, source: int, offset: int, size: int) -> float:
         """Keep bytes of a sealed memory file; until when. Raises Refused or LedgerGone."""
         args = {"task": task, "kind": kind.value, "offset": offset, "bytes": size}
@@ -221,6 +227,7 @@ def closing(outcome: Outcome) -> dict[str, Any]:
         "reason": None if outcome.reason is None else outcome.reason.value,
         "detail": text(outcome.detail, DETAIL_CHARS),
         "rule": None if outcome.rule is None else text(outcome.rule, NAME_CHARS),
+        "repeats": None if outcome.repeats is None else outcome.repeats.task,
         "exit_code": outcome.exit_code,
         "signal": outcome.signal,
         "engine": outcome.engine,

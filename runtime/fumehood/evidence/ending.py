@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fumehood.faults import FumehoodError, LedgerGone, Refused
+from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.model import Outcome, Result
 from fumehood.reasons import Reason
 
@@ -37,6 +37,8 @@ def ending(task: str, error: BaseException, *, ran: bool) -> Outcome:
             detail = f"{type(leaf).__name__}: {one_line(leaf)}{_where(leaf)}"
             return Outcome(task=task, result=Result.FAILED, reason=Reason.INTERNAL, detail=detail)
     told = next(leaf for leaf in leaves if isinstance(leaf, FumehoodError))
+    if isinstance(told, Repeated):
+        return Outcome(task=task, result=Result.REPEATED, reason=told.reason, detail=told.detail, repeats=told.earlier)
     if told.reason in KILLS:
         result = Result.KILLED
     elif isinstance(told, Refused | LedgerGone) and not ran:

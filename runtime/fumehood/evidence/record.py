@@ -20,15 +20,15 @@ from typing import Any, TypeVar
 import anyio
 
 from fumehood.evidence.ending import ending, one_line
-from fumehood.faults import FumehoodError, LedgerGone, Refused
+from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.lifecycle import NEXT, Event, State
-from fumehood.model import REMOTE, Deny, Grant, Outcome, Plan, Result, ToolCall, Verdict, Verified
+from fumehood.model import REMOTE, Deny, Fresh, Grant, Outcome, Plan, Repeat, Result, ToolCall, Verdict, Verified
 from fumehood.ports import Opened, Ports
 from fumehood.reasons import Reason
 
 OPEN_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 5.0
-Noted = TypeVar("Noted", Verified, Verdict, Grant, Plan)
+Noted = TypeVar("Noted", Verified, Verdict, Grant, Fresh, Plan)
 
 # What the time until a state was spent on.
 STAGES = {
@@ -88,13 +88,15 @@ class Log:
             raise LifecycleError("a call has no outcome before its record is closed")
         return self._outcome
 
-    async def note(self, value: Noted | Deny) -> Noted:
-        """Report what an admission stage decided, and pass it on. Raises Refused for a `Deny`."""
+    async def note(self, value: Noted | Repeat | Deny) -> Noted:
+        """Report what an admission stage decided, and pass it on. Raises Refused for a `Deny`, Repeated for a `Repeat`."""
         if self._refused is not None:
             raise self._refused
         match value:
             case Deny():
                 raise Refused(value)
+            case Repeat():
+                raise Repeated(value)
             case Verified():
                 image = value.image
                 if image is None:
@@ -149,6 +151,9 @@ class Log:
             except FumehoodError as error:
                 self._may_be_open = False
                 reason, detail = error.reason, error.detail
+                if isinstance(error, Refused) and reason is Reason.STOPPED:  # the ledger has opened and closed it already
+                    self._refused = error
+                    return
             else:
                 self._spend("open", self._clock.monotonic_s())
                 return
@@ -199,9 +204,11 @@ class Log:
 async def record(call: ToolCall, ports: Ports) -> AsyncIterator[Log]:
     """Hold a call's record open for the body, and close it with how the body ended."""
     log = Log(call, ports)
+    stops = ports.halting.stops
     try:
         await log.begin()
-        yield log
+        with ports.halting.under_way(stops):
+            yield log
     except Exception as error:  # noqa: BLE001 - every way out of a call is an outcome; `fail` tells our own faults
         log.fail(error)
         await log.end()

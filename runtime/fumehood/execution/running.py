@@ -136,7 +136,7 @@ async def _run_exchange(
         await converse()
         idle.cancel()
     outcome = _classify(plan.call.task, ended[0])
-    if isinstance(work, Hosting) and said and outcome.reason not in {None, Reason.CANCELLED, Reason.OPERATOR}:
+    if isinstance(work, Hosting) and said and outcome.reason not in {None, Reason.CANCELLED, Reason.SESSION_ENDED}:
         # It did not end because it was over.
         return replace(outcome, result=Result.FAILED) if outcome.reason in BROKEN else outcome
     if said:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from fumehood.model import Usage
-from fumehood.ports import Exited, Origin
+from fumehood.ports import Exited, Origin, Recall
 from fumehood.reasons import Reason
 from fumehood.residence import HeldBox, Residence, ServerStreams
 
@@ -48,6 +48,7 @@ class Exchange:
 
     argv: tuple[str, ...]
     converse: Callable[[Streams], Awaitable[Any]]
+    recall: Recall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Visit:
     """A conversation with the server of the task that the call is a guest of."""
 
     converse: Callable[[Streams], Awaitable[Any]]
+    recall: Recall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,15 @@ class Call:
 
     speak: Callable[[Origin], AbstractAsyncContextManager[ServerStreams]]
     converse: Callable[[Streams], Awaitable[Any]]
+    recall: Recall | None = None
 
 
 Work = Command | Exchange | Hosting | Visit | Call
+
+
+def recall_of(work: Work) -> Recall | None:
+    """How what the work gives is kept for a request that repeats it; None where nothing is."""
+    return work.recall if isinstance(work, Exchange | Visit | Call) else None
 
 
 class RunningBox(HeldBox, Protocol):

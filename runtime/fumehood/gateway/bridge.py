@@ -182,6 +182,7 @@ class _Bridge:
             connection=party.connection,
             request_digest=origin.digest,
             proof=origin.proof or party.proof,
+            has_left=lambda: party.connection is None or party.scope.cancel_called,
         )
 
     async def _listen(

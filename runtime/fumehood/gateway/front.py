@@ -19,7 +19,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from fumehood.gateway import files, kept, lists, results
+from fumehood.gateway import files, kept, lists, repeating, results
 from fumehood.gateway.catalogue import Catalogue, UnreadError
 from fumehood.gateway.events import LIST_KINDS, Event, Events, ListKind
 from fumehood.gateway.exchange import Said
@@ -33,6 +33,7 @@ from fumehood.gateway.protocol import (
     LOG_LEVEL_KEY,
     LOG_LEVELS,
     METHOD_NOT_FOUND,
+    REPEATS_KEY,
     SESSION_KEY,
     TASK_KEY,
     TASKS_EXTENSION,
@@ -228,9 +229,11 @@ class Gateway:
             raise results.error_of(error.outcome) from error
         level = self._level(client, meta)
         session = meta.get(SESSION_KEY)
+        key = repeating.key_of(meta)
         wanted = replace(
-            route.wanted, method=method, log_level=level, session=session if isinstance(session, str) else None
-        )
+            route.wanted, method=method, log_level=level, session=session if isinstance(session, str) else None,
+            key=key, digest=None if key is None else repeating.digest_of(method, params),
+        )  # fmt: skip
         if (unasked := params.get("inputResponses")) is not None:
             # A server of 2026-07-28 need not keep a state; then the answers are arguments like any other.
             ask = route.upstream.profile.ask
@@ -257,9 +260,11 @@ class Gateway:
             outcome, handle = await upstream.carry(client, wanted, call, relay)
             return _told(outcome, wanted, upstream.profile, handle, modern=client.era.modern)
 
-        if not may_ask and not as_task:
+        if not may_ask and not as_task and wanted.key is None:
             return await carry(None)
         ongoing = Ongoing(client.sender, bound, call.task)
+        if wanted.key is not None:
+            ongoing.goes_on = client.has_left  # a stream that ends may only have been lost, and its client comes back
         return await self._calls.begin(ongoing, carry, patience_s=TASK_PATIENCE_S if as_task else None)
 
     async def _task(self, client: Client, method: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,6 +347,9 @@ async def open_gateway(
 
 def _told(outcome: Outcome, wanted: Wanted, profile: Profile, handle: str | None, *, modern: bool) -> dict[str, Any]:
     """What the client gets of an outcome: of a tool a result in any case, of anything else an error when it failed."""
+    if outcome.repeats is not None:
+        told = _told(outcome.repeats, wanted, profile, handle, modern=modern)
+        return {**told, "_meta": {**told["_meta"], TASK_KEY: outcome.task, REPEATS_KEY: outcome.repeats.task}}
     if failed(outcome):
         _log.warning("task %s: %s", outcome.task, results.sentence(outcome))
         named = outcome.reason in (Reason.TOOL_UNKNOWN, Reason.TOOL_NOT_ALLOWED, Reason.SERVER_ERROR)

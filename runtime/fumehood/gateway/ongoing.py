@@ -38,7 +38,10 @@ Carry = Callable[["Ongoing"], Awaitable[dict[str, Any]]]
 
 @dataclass(slots=True, eq=False)
 class Ongoing:
-    """One call under way. `bound` is what the request was, so that a later round cannot be another request's."""
+    """One call under way. `bound` is what the request was, so that a later round cannot be another request's.
+
+    `goes_on` says whether a call whose request ended unanswered goes on without it.
+    """
 
     sender: Sender
     bound: str
@@ -51,6 +54,7 @@ class Ongoing:
     error: GatewayError | None = None
     cancelled: bool = False
     is_task: bool = False
+    goes_on: Callable[[], bool] = lambda: False
     on_change: Callable[[Ongoing], None] = lambda _: None
     _answers: dict[str, Any] = field(default_factory=dict)
     _changed: anyio.Event = field(default_factory=anyio.Event)
@@ -137,7 +141,7 @@ class Calls:
             try:
                 await call.turn()
             except anyio.get_cancelled_exc_class():
-                if not waiting.cancelled_caught and not waiting.cancel_called:
+                if not call.goes_on() and not waiting.cancelled_caught and not waiting.cancel_called:
                     call.scope.cancel()  # nobody waits for it any more
                 raise
         if waiting.cancelled_caught and not call.is_over:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fumehood.gateway.protocol import Era
@@ -20,7 +20,8 @@ class Client:
     client's. `connection` is
     an unguessable name of ours for what lasts between requests: a stdio or unix connection, an older client's HTTP
     session; None where nothing does. `capabilities` are as it declared them. `request_digest` and `proof` are this very request's:
-    what it asks, and what it showed of its origin (`proofs.Origin`, or the transport's).
+    what it asks, and what it showed of its origin (`proofs.Origin`, or the transport's). `has_left` tells of a request that is over
+    unanswered whether its stream ended, or the client cancelled it.
     """
 
     era: Era
@@ -29,6 +30,7 @@ class Client:
     connection: str | None = None
     request_digest: str | None = None
     proof: Proof | None = None
+    has_left: Callable[[], bool] = field(default=lambda: False, repr=False, compare=False)
 
 
 class Channel(Protocol):

@@ -27,6 +27,8 @@ TASK_KEY: Final = "fumehood/task"
 OUTCOME_KEY: Final = "fumehood/outcome"
 SESSION_KEY: Final = "fumehood/session"
 SERVER_KEY: Final = "fumehood/server"
+IDEMPOTENCY_KEY: Final = "fumehood/idempotencyKey"
+REPEATS_KEY: Final = "fumehood/repeats"
 OWN_PREFIX: Final = "fumehood/"
 
 PARSE_ERROR: Final = -32700

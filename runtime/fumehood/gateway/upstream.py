@@ -16,7 +16,7 @@ from typing import Any
 
 from fumehood.admission.policy import WORKSPACE_FILES, permits
 from fumehood.execution import Call, Command, Exchange, Streams, Visit, Work
-from fumehood.gateway import catalogue, exchange, files, fitting
+from fumehood.gateway import catalogue, exchange, files, fitting, repeating
 from fumehood.gateway.bounds import excess
 from fumehood.gateway.catalogue import Catalogue, Shelf, UnreadError
 from fumehood.gateway.events import ListKind
@@ -43,7 +43,10 @@ Refuse = Callable[[ToolCall, Deny], Awaitable[Outcome]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A request to a server. `name` is what the profile judges: a tool's or prompt's name, a URI; `params` go upstream."""
+    """A request to a server. `name` is what the profile judges: a tool's or prompt's name, a URI; `params` go upstream.
+
+    `key` is the client's idempotency key for the request whose digest is `digest`.
+    """
 
     kind: Kind
     method: str
@@ -52,6 +55,8 @@ class Wanted:
     arguments: Mapping[str, Any]
     session: str | None = None
     log_level: str | None = None
+    key: str | None = None
+    digest: str | None = None
 
 
 class Upstream:
@@ -147,7 +152,9 @@ class Upstream:
     def call_of(self, client: Client, wanted: Wanted) -> ToolCall:
         """The call that a request becomes."""
         call = self._call(client.sender, wanted.kind, wanted.name, wanted.arguments)
-        return replace(call, request_digest=client.request_digest, proof=client.proof)
+        # What a signature covers, where the request's own digest could be taken at the door; a repeat must equal it.
+        digest = client.request_digest or wanted.digest
+        return replace(call, request_digest=digest, proof=client.proof, idempotency_key=wanted.key)
 
     async def carry(self, client: Client, wanted: Wanted, call: ToolCall, relay: Relay) -> tuple[Outcome, str | None]:
         """Judge a call and run it: its outcome, and the handle of a session that began with it.
@@ -173,7 +180,8 @@ class Upstream:
                 work = self._work(converse, schema, may_ask=ask.anything)
                 order = self._order(client, pinned.greeting.era)
                 try:
-                    outcome = await self._fresh(call, order, work, Visit(partial(converse, greeted=True)))
+                    visit = Visit(partial(converse, greeted=True), repeating.RECALL)
+                    outcome = await self._fresh(call, order, work, visit)
                 finally:
                     self._pool.fill(order)  # not earlier: what starts now would take this call's processor time
                 return self._told(client, _honest(outcome, wanted, pinned)), None
@@ -188,7 +196,8 @@ class Upstream:
             return error.outcome, None
         if session.outcome is not None and session.residence.is_over:
             return session.outcome, None
-        outcome = await self._run(replace(call, session=session.task), Visit(partial(converse, greeted=True)))
+        visit = Visit(partial(converse, greeted=True), repeating.RECALL)
+        outcome = await self._run(replace(call, session=session.task), visit)
         return self._told(client, _honest(outcome, wanted, pinned)), handle
 
     def _told(self, client: Client, outcome: Outcome) -> Outcome:
@@ -210,10 +219,10 @@ class Upstream:
     ) -> Work:
         """A conversation with the server: started in a box, or remote; `schema` is that of the tool that is called."""
         if self.profile.upstream is None:
-            return Exchange(self.served.argv, converse)
+            return Exchange(self.served.argv, converse, repeating.RECALL)
         used = next((use.source for use in self.profile.credentials), None)
         manner = Manner(result_bytes=self.profile.limits.result_bytes, credential=used, schema=schema, listens=may_ask)
-        return Call(partial(speak, manner=manner), converse)
+        return Call(partial(speak, manner=manner), converse, repeating.RECALL)
 
     def _spill(self, wanted: Wanted, call: ToolCall) -> Spill | None:
         """Where a long result goes: only a tool's has a place for a link."""
@@ -234,7 +243,9 @@ class Upstream:
             return await self._refuse(call, Deny(reason=Reason.NOT_KNOWN, rule="gateway.files", detail=detail))
         with Memory() as memory:
             work = Command(("true",), get=((path, memory.fd),), get_bytes=self.profile.limits.result_bytes)
-            outcome = await self._run(replace(call, profile=files.reading_profile(self.profile)), work)
+            # Without its key: reading changes nothing, so it may be done as often as it is asked for.
+            reading = replace(call, profile=files.reading_profile(self.profile), idempotency_key=None)
+            outcome = await self._run(reading, work)
             if outcome.result is Result.OK:
                 return replace(outcome, value=Said(files.contents(wanted.name, path, memory), 0))
         return replace(outcome, reason=Reason.NOT_KNOWN) if outcome.reason is Reason.BAD_REQUEST else outcome
@@ -298,6 +309,8 @@ class Upstream:
 
 def _honest(outcome: Outcome, wanted: Wanted, pinned: Catalogue) -> Outcome:
     """Where a tool has an output schema, a link in place of the result is an error: clients hold success against it."""
+    if outcome.repeats is not None:
+        return replace(outcome, repeats=_honest(outcome.repeats, wanted, pinned))
     said = outcome.value
     if isinstance(said, Said) and said.long is not None and "outputSchema" in pinned.tools[wanted.name].definition:
         return replace(outcome, value=replace(said, long=replace(said.long, is_error=True)))

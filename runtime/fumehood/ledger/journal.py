@@ -1,4 +1,4 @@
-"""The verbs about leases and egress, from checked fields to rows and back.
+"""The verbs about leases, egress and what operators did to all calls at once, from checked fields to rows and back.
 
 `writes` run inside the transaction of a batch and never raise for what a caller got wrong; `reads` inside one of their own.
 """
@@ -11,11 +11,11 @@ from typing import Any
 
 from fumehood.faults import FumehoodError
 from fumehood.sealing import SweepKey
-from fumehood.store import egress, leases
+from fumehood.store import egress, leases, operations
 from fumehood.store.database import Transaction
 
-WRITES = frozenset({"lease_opened", "lease_issued", "lease_closed", "egress"})
-READS = frozenset({"leases", "egress_of"})
+WRITES = frozenset({"lease_opened", "lease_issued", "lease_closed", "egress", "operated"})
+READS = frozenset({"leases", "egress_of", "operations"})
 CLAIM = "leases_claim"
 Fields = Mapping[str, Any]
 
@@ -29,12 +29,16 @@ def write(conn: Transaction, verb: str, fields: Fields, *, runtime_id: str, at_s
             return leases.issue_lease(conn, fields, runtime_id=runtime_id, at_s=at_s)
         case "lease_closed":
             return leases.close_lease(conn, fields, runtime_id=runtime_id, at_s=at_s)
+        case "operated":
+            return operations.note(conn, fields, at_s=at_s)
         case _:
             return egress.add_egress(conn, fields["task"], fields["entries"], fields["counters"], runtime_id=runtime_id)
 
 
 def read(conn: Transaction, verb: str, fields: Fields) -> dict[str, Any]:
     """Answer one of `READS`."""
+    if verb == "operations":
+        return operations.operations(conn)
     if verb == "egress_of":
         return egress.egress_of(conn, fields["task"], after_seq=fields["after_seq"])
     limit = fields["limit"]

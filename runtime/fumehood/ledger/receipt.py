@@ -20,7 +20,7 @@ from fumehood.store import digests
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "tag:fumehood,2026:receipt/v1"
-_STEPS = frozenset({State.DECIDED, State.PLANNED, State.SETTLED})
+_STEPS = frozenset({State.DECIDED, State.PLANNED, State.MADE, State.SETTLED})
 _USAGE = (
     *("cpu_user_s", "cpu_system_s", "cpu_throttled_s", "memory_peak_bytes", "pids_peak", "oom_kills", "pids_limit_hits"),
     *("io_read_bytes", "io_write_bytes"),
@@ -65,6 +65,7 @@ def statement(told: Told) -> str:
                 "command": record["command"],
                 "pin": record["pin"],
                 "idempotency_key": record["idempotency_key"],
+                "repeats": record["repeats"],
             },
             "sender": {
                 "uid": record["sender_uid"], "name": record["sender"], "tenant": record["tenant"],
@@ -76,7 +77,9 @@ def statement(told: Told) -> str:
             "decision": {"decision": facts.get("decided", {}).get("decision"), "rule": record["rule"], "approvals": []},
             "plan": plan,
             "accept_risks": (plan or {}).get("accept_risk", []),
-            "box": {"engine": record["engine"], "container": record["container"]},
+            "box": {
+                "engine": record["engine"], "container": record["container"], "stood_by": facts.get("made", {}).get("standby"),
+            },
             "enforced": _json(record["readback"]),
             "egress": _egress(told),
             "files": {

@@ -41,6 +41,13 @@ _TASK_LETTERS = frozenset("0123456789abcdefghjkmnpqrstvwxyz")
 Check = Callable[[Any], Any]
 
 
+class Action(StrEnum):
+    """What an operator does to all calls at once."""
+
+    STOP = "stop"
+    START = "start"
+
+
 class Lives(StrEnum):
     """Which leases a reader wants."""
 
@@ -211,6 +218,7 @@ SHAPES: dict[str, dict[str, Check]] = {
         "proof": _maybe(_PROOF),
         "idempotency_key": _maybe(_NAME),
     },
+    "claim": {"task": _ID, "policy": _NAME},
     "event": {"task": _ID, "state": _step, "at": _number, "facts": _FACTS},
     "close": {
         "task": _ID,
@@ -218,6 +226,7 @@ SHAPES: dict[str, dict[str, Check]] = {
         "reason": _maybe(_one_of(Reason)),
         "detail": _text(DETAIL_CHARS),
         "rule": _maybe(_NAME),
+        "repeats": _maybe(_ID),
         "exit_code": _maybe(_whole),
         "signal": _maybe(_whole),
         "engine": _maybe(_NAME),
@@ -232,6 +241,14 @@ SHAPES: dict[str, dict[str, Check]] = {
         "pending": _flag,
         "timings": _json(dict, FACTS_BYTES // 8),
     },
+    "operated": {
+        "action": _one_of(Action),
+        "who": _NAME,
+        "uid": _whole,
+        "why": _text(TEXT_CHARS),
+        "facts": _json(dict, HANDLE_BYTES),
+    },
+    "operations": {},
     "close_lost": {"task": _ID, "facts": _FACTS},
     "open_tasks": {"runtime_id": _maybe(_NAME), "after_task": _maybe(_ID)},
     "runtimes_open": {},

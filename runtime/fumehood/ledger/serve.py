@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fumehood import wire
+from fumehood import stopping, wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.ledger import journal, origins, pinning
 from fumehood.ledger.attesting import Chain
@@ -37,7 +37,8 @@ from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping
 from fumehood.reasons import Reason
 from fumehood.sealing import SweepKey
-from fumehood.store import egress, leases, lookups, records
+from fumehood.state import StateFolder
+from fumehood.store import egress, idempotency, leases, lookups, records
 from fumehood.store.database import Database, Transaction, opened
 from fumehood.store.results import Copy, Results
 
@@ -47,12 +48,16 @@ BATCH = 128
 # record is there, and says that it was never closed.
 LINGER_S = 0.004
 RESULTS_KEPT_S = 24 * 3600.0
+# At least so long: a key that is forgotten before its client gives up is a second run.
+KEYS_KEPT_S = 24 * 3600.0
 COPIES = 32
-WRITES = frozenset({"open", "event", "close", "close_lost", *journal.WRITES, *origins.WRITES})
+WRITES = frozenset({"open", "claim", "event", "close", "close_lost", *journal.WRITES, *origins.WRITES})
 # Lost in a power cut, a step of a timeline or a line of an egress log is missed by nobody who must act on it.
 LOOSE = frozenset({"event", "egress"})
+# What begins something of a call: refused while everything is stopped.
+_CALLS_BEGIN = frozenset({"open", "claim", "lease_opened"})
 # What begins something: refused on a full disk, where the rest may use what was set aside for it.
-BEGINS = frozenset({"open", "lease_opened", *origins.BEGINS})
+BEGINS = frozenset({*_CALLS_BEGIN, *origins.BEGINS})
 _log = logging.getLogger("fumehood.ledger")
 
 
@@ -196,6 +201,7 @@ class _Ledger:
         self._takes_senders = takes_senders
         self._pinning = how_pins
         self._results_kept_s = results_kept_s
+        self._keys_kept_s = max(results_kept_s, KEYS_KEPT_S)
         self._results: Results | None = None
         self._copies: list[tuple[Request, Copy]] = []
         self._runtime_id = runtime_id
@@ -343,6 +349,8 @@ class _Ledger:
 
     def _apply(self, conn: Transaction, request: Request) -> dict[str, Any]:
         verb, fields, now_s = request.verb, request.fields, time.time()
+        if verb in _CALLS_BEGIN and (deny := self._denied(conn, request, now_s)) is not None:
+            return wire.reply_of_error(Refused(deny))
         if verb in origins.WRITES:
             return origins.write(conn, verb, fields, at_s=now_s, takes_senders=self._takes_senders)
         if verb not in journal.WRITES:
@@ -363,6 +371,8 @@ class _Ledger:
                 if done:
                     self._chain.opened(conn, task, now_s)
                     return {"ok": {"pin": self._pinning.opened(conn, fields)}}
+            case "claim":
+                return self._claim_key(conn, task, fields["policy"], now_s)
             case "event":
                 step = records.Step(State(fields["state"]), fields["at"], fields["facts"])
                 done = records.add_event(conn, task, step, runtime_id=self._runtime_id)
@@ -370,6 +380,7 @@ class _Ledger:
                 del fields["task"]
                 done = records.close_record(conn, task, fields, runtime_id=self._runtime_id, at_s=now_s)
                 if done:
+                    idempotency.settle_key(conn, task, until_s=now_s + self._keys_kept_s)
                     self._chain.closed(conn, task, now_s, lost=False)
             case _:
                 return self._lose(conn, request, now_s)
@@ -383,6 +394,28 @@ class _Ledger:
         if lost := records.close_lost(conn, task, request.fields["facts"], at_s=at_s):
             self._chain.closed(conn, task, at_s, lost=True)
         return {"ok": {"closed": lost}}
+
+    def _denied(self, conn: Transaction, request: Request, now_s: float) -> Deny | None:
+        """Why nothing may begin now; the call that wanted to has its record all the same."""
+        deny = stopping.denied(StateFolder(self._folder.parent))
+        if deny is not None and request.verb == "open":
+            task: str = request.fields["task"]
+            self._chain.begin(conn, now_s)
+            if records.open_record(conn, request.fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s):
+                self._chain.opened(conn, task, now_s)
+                records.close_refused(conn, task, deny, at_s=now_s)
+                self._chain.closed(conn, task, now_s, lost=False)
+        return deny
+
+    def _claim_key(self, conn: Transaction, task: str, policy: str, now_s: float) -> dict[str, Any]:
+        """Give a call its key, or tell it who has it."""
+        try:
+            earlier = idempotency.claim_key(
+                conn, task, policy, runtime_id=self._runtime_id, at_s=now_s, until_s=now_s + self._keys_kept_s
+            )
+        except Refused as error:
+            return wire.reply_of_error(error)
+        return {"ok": {"earlier": earlier}}
 
     def _claim(self, request: Request) -> dict[str, Any]:
         """Hand out leases to revoke. A write only when there is something to claim: every runtime asks, every minute."""

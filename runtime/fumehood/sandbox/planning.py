@@ -6,12 +6,12 @@ holds what is the call's own.
 
 from __future__ import annotations
 
-from fumehood.model import Binding, Deny, Frame, Grant, Kind, Plan, ToolCall, WorkspaceMode
+from fumehood.model import Binding, Deny, Frame, Fresh, Kind, Plan, ToolCall, WorkspaceMode
 
 
-def plan(grant: Grant) -> Plan | Deny:
+def plan(fresh: Fresh) -> Plan | Deny:
     """What the broker will be asked for this grant."""
-    verified = grant.verdict.verified
+    verified = fresh.grant.verdict.verified
     call, image = verified.call, verified.image
     profile = call.profile
     limits = profile.limits
@@ -19,7 +19,7 @@ def plan(grant: Grant) -> Plan | Deny:
     if mode is WorkspaceMode.RW and call.workspace_fd is None:
         mode = WorkspaceMode.SCRATCH  # `rw` means the directory given, where one is given
     return Plan(
-        grant=grant,
+        grant=fresh.grant,
         frame=None if image is None else Frame(
             image=image.digest,
             docker_image=image.docker_id,

@@ -25,7 +25,7 @@ RECORD = (
     *("image_digest", "init_digest", "engine", "container", "state", "result", "reason", "detail", "rule", "exit_code", "signal"),
     *("closed_at", "cpu_user_s", "cpu_system_s", "memory_peak_bytes", "pids_peak", "oom_kills", "pids_limit_hits"),
     *("cpu_throttled_s", "io_read_bytes", "io_write_bytes", "stdout_bytes", "stderr_bytes", "stdout_truncated"),
-    *("stderr_truncated", "files", "files_total", "pending", "timings", "readback", "teardown"),
+    *("stderr_truncated", "files", "files_total", "pending", "timings", "readback", "teardown", "repeats"),
 )
 LEASE = (
     *("lease", "task", "runtime_id", "credential", "provider", "handle", "opened_at"),

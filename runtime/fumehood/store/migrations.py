@@ -149,7 +149,24 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """,
         "CREATE INDEX senders_of_name ON senders (name)",
     ),
-    8: (),
+    8: (
+        "ALTER TABLE records ADD COLUMN repeats TEXT",
+        """
+        CREATE TABLE keys (
+          tenant TEXT NOT NULL, sender TEXT NOT NULL, sender_uid INTEGER NOT NULL, key TEXT NOT NULL,
+          task TEXT NOT NULL REFERENCES records (task),
+          policy TEXT NOT NULL, until REAL NOT NULL,
+          PRIMARY KEY (tenant, sender, sender_uid, key)
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX keys_of_task ON keys (task)",
+        """
+        CREATE TABLE operations (
+          number INTEGER PRIMARY KEY, at REAL NOT NULL,
+          action TEXT NOT NULL, who TEXT NOT NULL, uid INTEGER NOT NULL, why TEXT NOT NULL, facts TEXT NOT NULL
+        ) STRICT
+        """,
+    ),
 }
 
 VERSION = max(MIGRATIONS)

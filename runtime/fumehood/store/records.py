@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fumehood.lifecycle import NEXT, State
-from fumehood.model import Result, Usage
+from fumehood.model import Deny, Result, Usage
 from fumehood.reasons import Reason
 from fumehood.store.database import Transaction
 
@@ -86,7 +86,7 @@ _OPEN = _insert(
 )
 _MOVE = {state: sql for state in State if (sql := _move(state)) is not None}
 _CLOSE = _close(
-    *("state", "closed_at", "result", "reason", "detail", "exit_code", "signal"),
+    *("state", "closed_at", "result", "reason", "detail", "exit_code", "signal", "repeats"),
     *(field.name for field in fields(Usage)),
     *("stdout_bytes", "stderr_bytes", "stdout_truncated", "stderr_truncated"),
     *("files", "files_total", "pending", "timings"),
@@ -94,6 +94,10 @@ _CLOSE = _close(
 _LOSE = """
     UPDATE records SET state = 'closed', closed_at = :closed_at, result = :result, reason = :reason
     WHERE task = :task AND state <> 'closed'
+"""
+_REFUSE = """
+    UPDATE records SET state = 'closed', closed_at = :at, result = 'refused', reason = :reason, rule = :rule, detail = :detail
+    WHERE task = :task
 """
 _APPEND = """
     INSERT INTO events (task, seq, at, state, facts)
@@ -109,6 +113,12 @@ def open_record(conn: Transaction, given: Mapping[str, Any], *, runtime_id: str,
     if not _changed(conn, _OPEN, {"detail": "", **row, "proof": _json(given["proof"])}):
         return False
     return _append(conn, given["task"], Step(State.OPEN, at_s, {}))
+
+
+def close_refused(conn: Transaction, task: str, deny: Deny, *, at_s: float) -> None:
+    """Close the record of a call that is refused as it begins, which was opened in this transaction."""
+    conn.run(_REFUSE, {"task": task, "at": at_s, "reason": deny.reason, "rule": deny.rule, "detail": deny.detail})
+    _append(conn, task, Step(State.CLOSED, at_s, {}))
 
 
 def add_event(conn: Transaction, task: str, step: Step, *, runtime_id: str) -> bool:

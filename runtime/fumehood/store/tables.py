@@ -86,6 +86,8 @@ RECORDS = Table(
     Column("pin", String),
     Column("proof", JSON(none_as_null=True)),
     Column("idempotency_key", String),
+    # The task of the earlier call whose answer this one's is.
+    Column("repeats", String),
 )
 
 EVENTS = Table(

@@ -129,8 +129,8 @@ class Talk:
         chosen = replace(settings_for(folder), boxes=0)
         host = object.__new__(Host)
         host.settings = chosen
-        self.broker = serve.Broker(host)
         self.ours, self.theirs = wire.pair()
+        self.broker = serve.Broker(host, self.ours, -1)
         self.ours.settimeout(5)
         self.sending = threading.Lock()
 

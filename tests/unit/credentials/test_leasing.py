@@ -18,6 +18,7 @@ from fumehood.faults import FumehoodError, LedgerGone, Refused
 from fumehood.lifecycle import State
 from fumehood.model import (
     Decision,
+    Fresh,
     Grant,
     Image,
     Kind,
@@ -95,7 +96,7 @@ def planned(*uses: CredentialUse, kind: Kind = Kind.TOOL, session: str | None = 
     one = replace(one, profile=profile, arguments={"repo": "site", **arguments}, kind=kind, session=session)
     image = Image(name="python", digest="sha256:" + "0" * 64, docker_id=None)
     verdict = Verdict(verified=Verified(call=one, image=image), decision=Decision.ALLOW, rule="test")
-    return sandbox.plan(Grant(verdict=verdict))
+    return sandbox.plan(Fresh(grant=Grant(verdict=verdict)))
 
 
 @pytest.fixture

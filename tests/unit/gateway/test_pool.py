@@ -118,8 +118,10 @@ async def test_an_image_that_was_built_anew_drains_the_pool() -> None:
         (host,) = await standing(open_)
         newer = Image(name="python", digest="sha256:" + "9" * 64, docker_id=None)
         open_.spine.ports.images.resolve = lambda _name: newer
+        assert "tool_changed" in said(await open_.ask("tools/call", **COUNT))
+        open_.spine.ledger.accept("count")
         assert said(await open_.ask("tools/call", **COUNT)) == "1"
-        assert [call.standby for call in calls(open_, Kind.TOOL)] == [None]
+        assert [call.standby for call in calls(open_, Kind.TOOL)] == [None, None]
         assert host in {call.task for call in calls(open_, Kind.STANDBY)}
 
 

@@ -33,7 +33,8 @@ def told(**given: Any) -> Told:
         (1, 1.0, "open", "{}"),
         (2, 1.0, "decided", '{"ms": 1.0, "decision": "allow", "rule": "owner"}'),
         (3, 1.0, "planned", '{"ms": 2.0, "engine": "oci", "accept_risk": ["cve-1"]}'),
-        (4, 1.5, "settled", '{"ms": 3.0, "committed": 1}'),
+        (4, 1.2, "made", '{"ms": 2.5, "standby": "h"}'),
+        (5, 1.5, "settled", '{"ms": 3.0, "committed": 1}'),
     ]
     fields = {
         "record": record, "events": events, "leases": [lease], "egress": (3, 90, 2, '{"connections": 4}', "d"), "refused": 1,
@@ -62,6 +63,7 @@ def test_every_member_comes_from_its_row() -> None:
             "request": {
                 "digest": "sha256:" + "4" * 64, "front_door": "gateway", "tool": "git_log", "command": None, "pin": "sha256:55",
                 "idempotency_key": None,
+                "repeats": None,
             },
             "sender": {"uid": 0, "name": "root", "tenant": "local", "proof": {"method": "jws", "key": "k", "nonce": "n", "until": 9.0}},
             "profile": {"name": "git", "digest": "sha256:11"},
@@ -70,7 +72,7 @@ def test_every_member_comes_from_its_row() -> None:
             "decision": {"decision": "allow", "rule": "owner", "approvals": []},
             "plan": {"engine": "oci", "accept_risk": ["cve-1"]},
             "accept_risks": ["cve-1"],
-            "box": {"engine": None, "container": None},
+            "box": {"engine": None, "container": None, "stood_by": "h"},
             "enforced": {"seccomp": "equal"},
             "egress": {"counters": {"connections": 4}, "entries": 3, "refused": 1, "not_logged": 2},
             "files": {"listed": [{"path": "a", "kind": "added"}], "total": 1, "pending": False, "settled": {"committed": 1}},

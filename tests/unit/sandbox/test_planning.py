@@ -5,14 +5,26 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 import fakes
-from fumehood.model import Decision, Filesystem, Grant, Image, Limits, Plan, ToolCall, Verdict, Verified, WorkspaceMode
+from fumehood.model import (
+    Decision,
+    Filesystem,
+    Fresh,
+    Grant,
+    Image,
+    Limits,
+    Plan,
+    ToolCall,
+    Verdict,
+    Verified,
+    WorkspaceMode,
+)
 from fumehood.sandbox import plan
 
 IMAGE = Image(name="python", digest="sha256:" + "2" * 64, docker_id="sha256:" + "3" * 64)
 
 
 def planned(call: ToolCall) -> Plan:
-    found = plan(Grant(verdict=Verdict(verified=Verified(call=call, image=IMAGE), decision=Decision.ALLOW, rule="r")))
+    found = plan(Fresh(grant=Grant(verdict=Verdict(verified=Verified(call=call, image=IMAGE), decision=Decision.ALLOW, rule="r"))))
     assert isinstance(found, Plan)
     return found
 
