@@ -304,8 +304,10 @@ def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
 
 
 def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:
+    from fumehood.broker.heap import keep_small
     from fumehood.broker.serve import serve
 
+    keep_small()
     gc.freeze()  # what was imported stays for good
     chosen = _briefed(briefing)
     if chosen is not None:
