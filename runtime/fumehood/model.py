@@ -231,11 +231,15 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """One image in the store. `digest` is `sha256:<hex>` of its normalised root tar; `docker_id` the engine's id or None."""
+    """One image in the store. `digest` is `sha256:<hex>` of its normalised root tar; `docker_id` the engine's id or None.
+
+    `java_store` is where its Java keeps the authorities that it trusts, if it has one.
+    """
 
     name: str
     digest: str
     docker_id: str | None
+    java_store: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
