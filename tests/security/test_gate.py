@@ -16,6 +16,7 @@ import pytest
 import fakes
 from certificates import Authority
 from fumehood.egress import doors, gating, relay
+from fumehood.egress.limits import CONNECTION_BYTES, TLS_BYTES
 from fumehood.egress.names import MOST_NAMES
 from fumehood.model import Kind
 from fumehood.ports import Outward, Ports
@@ -547,6 +548,18 @@ print(knock("api.example", int(sys.argv[1]))); a.send(b"x"); print(a.recv(1))
 """
         assert (await box.python(code, str(upstream.port))).splitlines() == ["ECONNRESET", "b'x'"]
         assert "no_memory" in {each["why"] for each in await gate.log("refused")}
+
+
+async def test_connections_whose_tls_ends_at_the_gate_pay_for_both_of_its_sides(box: NetBox) -> None:
+    code = """
+a = connect("api.example", int(sys.argv[1])); time.sleep(0.2)
+print(knock("api.example", int(sys.argv[1]))); a.close()
+"""
+    memory = CONNECTION_BYTES + 2 * TLS_BYTES
+    async with world(box, "http", memory=memory + CONNECTION_BYTES) as (gate, upstream, _):
+        assert await box.python(code, str(upstream.port)) == "ECONNRESET"
+        assert "no_memory" in {each["why"] for each in await gate.log("refused")}
+        await until(lambda: gate.task.budget.used_bytes == 0)
 
 
 async def test_handshakes_in_a_loop_are_taken_at_a_pace_and_none_is_lost(box: NetBox) -> None:
