@@ -10,13 +10,15 @@ import functools
 import os
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import pytest
 
+import fumehood
 from fumehood.broker import mounting
 from fumehood.broker.directory import check_directory
 from fumehood.broker.settling import settle
@@ -28,6 +30,7 @@ from fumehood.state import StateFolder
 
 OWNER = 54321
 BOX = 536_870_912 + 65_536 + 1000
+HELPER = Path(fumehood.__file__).parent / "broker" / "init" / "bin" / "enter"
 TASK = "0" * 26
 MIB = 2**20
 _CLONE_NEWNS = 0x20000
@@ -207,3 +210,17 @@ def tree(folder: Path) -> dict[str, tuple[str, int, str]]:
                 told = ("file", mode & 0o777, path.read_bytes().decode("latin-1") if path.is_file() else "special")
             found[os.fsencode(path.relative_to(folder)).decode("latin-1")] = told
     return found
+
+
+@contextmanager
+def other_mounts() -> Iterator[int]:
+    """The pidfd of a process with a mount namespace of its own, as a box's init has one."""
+    with subprocess.Popen(["unshare", "-m", "sh", "-c", "echo up; read x"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            yield pidfd
+        finally:
+            os.close(pidfd)
+            process.kill()

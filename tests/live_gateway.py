@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import shutil
 import signal
@@ -31,6 +32,7 @@ class LiveGateway:
     log: Path
     _sent: int = 0
     _answers: dict[int, Any] = field(default_factory=dict)
+    _read: bytes = b""
 
     def send(self, method: str, **params: Any) -> int:
         """Send a request; its id. Members of `_meta` come beside those that the revision wants."""
@@ -49,10 +51,10 @@ class LiveGateway:
         while number not in self._answers:
             ready, _, _ = select.select([self.process.stdout], [], [], max(0, deadline_s - time.monotonic()))
             assert ready, f"no answer within {timeout_s} s; the log: {self.log.read_text()}"
-            line = self.process.stdout.readline()
-            assert line, f"ended: {self.log.read_text()}"
-            said = json.loads(line)
-            self._answers[said["id"]] = said
+            got = os.read(self.process.stdout.fileno(), 2**16)  # a reader with a buffer would hold lines that nobody waits for
+            assert got, f"ended: {self.log.read_text()}"
+            *lines, self._read = (self._read + got).split(b"\n")
+            self._answers.update({said["id"]: said for said in map(json.loads, lines)})
         return self._answers.pop(number)
 
     def call(self, tool: str, **arguments: Any) -> Any:

@@ -427,3 +427,49 @@ def _role_and_key(authority: Authority, port: int, folder: Path) -> CloudServer:
     role = client.create_role(RoleName="tool", AssumeRolePolicyDocument=json.dumps(trust))["Role"]
     client.put_role_policy(RoleName="tool", PolicyName="all", PolicyDocument=json.dumps(everything))
     return CloudServer(port, key["AccessKeyId"], key["SecretAccessKey"], role["Arn"])
+
+@dataclass
+class ConnectProxy:
+    """An HTTP proxy that connects to wherever it is told, unless `refuses`. `asked` is every place, in its words."""
+
+    place: str
+    refuses: bool = False
+    asked: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def connect_proxy() -> Iterator[ConnectProxy]:
+    """Hold a proxy."""
+
+    class Tunnel(socketserver.StreamRequestHandler):
+        rbufsize = 0  # what comes behind the head is the tunnel's
+
+        def handle(self) -> None:
+            method, place, _ = self.rfile.readline().decode().split(" ")
+            while self.rfile.readline() not in {b"\r\n", b""}:
+                pass
+            served.asked.append(place)
+            if method != "CONNECT" or served.refuses:
+                self.wfile.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+                return
+            host, _, port = place.rpartition(":")
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=30) as there:
+                self.wfile.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+                back = threading.Thread(target=self.pour, args=(there, self.connection))
+                back.start()
+                self.pour(self.connection, there)
+                back.join()
+
+        @staticmethod
+        def pour(source: socket.socket, target: socket.socket) -> None:
+            with suppress(OSError):
+                while data := source.recv(2**16):
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server((LOOPBACK, 0), Tunnel) as server, serving(server):
+        served = ConnectProxy(f"http://{LOOPBACK}:{server.server_address[1]}")
+        yield served

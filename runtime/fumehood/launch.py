@@ -377,8 +377,10 @@ def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
 
 
 def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:
+    from fumehood.broker.heap import keep_small
     from fumehood.broker.serve import serve
 
+    keep_small()
     gc.freeze()  # what was imported stays for good
     briefed = _briefed(briefing)
     if briefed is not None:

@@ -214,6 +214,11 @@ class SeccompPolicy:
         """`sha256:<hex>` of the canonical JSON form, without the name: two names for one policy share a filter."""
         return _digest_of_policy(self)
 
+    @property
+    def text(self) -> str:
+        """`fields` as JSON, made once: a call is told of some hundred rules, and they are its profile's."""
+        return _text_of_policy(self)
+
     def fields(self) -> dict[str, Any]:
         """What `asdict` gives, in a tenth of its 4 ms: that copies every string of some hundred rules deeply."""
         return {
@@ -266,11 +271,15 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """One image in the store. `digest` is `sha256:<hex>` of its normalised root tar; `docker_id` the engine's id or None."""
+    """One image in the store. `digest` is `sha256:<hex>` of its normalised root tar; `docker_id` the engine's id or None.
+
+    `java_store` is where its Java keeps the authorities that it trusts, if it has one.
+    """
 
     name: str
     digest: str
     docker_id: str | None
+    java_store: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -442,11 +451,11 @@ class Frame:
     @property
     def digest(self) -> str:
         """The pool key: `sha256:<hex>` over every field, the policy by its own digest."""
-        return digest_of({**self.fields(), "seccomp": self.seccomp.digest})
+        return _digest_of_frame(self)
 
     def fields(self) -> dict[str, Any]:
-        """The frame as JSON has it."""
-        return {**{each.name: getattr(self, each.name) for each in fields(self)}, "seccomp": self.seccomp.fields()}
+        """The frame as JSON has it, the policy as its text."""
+        return {**{each.name: getattr(self, each.name) for each in fields(self)}, "seccomp": self.seccomp.text}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -559,6 +568,16 @@ class Outcome:
 def _digest_of_policy(policy: SeccompPolicy) -> str:
     fields = policy.fields()
     return digest_of({name: fields[name] for name in ("default_errno", "rules")})
+
+
+@functools.lru_cache(maxsize=64)
+def _text_of_policy(policy: SeccompPolicy) -> str:
+    return json.dumps(policy.fields(), separators=(",", ":"))
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_of_frame(frame: Frame) -> str:
+    return digest_of({**frame.fields(), "seccomp": frame.seccomp.digest})
 
 
 def digest_of(value: object) -> str:

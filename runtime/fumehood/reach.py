@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+# Where Java keeps the authorities that it trusts: Debian's, Red Hat's, and Eclipse Temurin's images.
+JAVA_STORES = (
+    "/etc/ssl/certs/java/cacerts", "/etc/pki/ca-trust/extracted/java/cacerts", "/opt/java/openjdk/lib/security/cacerts",
+)  # fmt: skip
+
 
 class EgressKind(StrEnum):
     """What the gate does with a connection that a rule allows.

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -23,7 +24,7 @@ from fumehood.ports import Outward
 from fumehood.reach import EgressKind, EgressRule, Secret, SecretForm
 from gated import Gated, eventually, gated
 from postgres_server import PostgresServer, postgres_server
-from upstreams import LOOPBACK, NameServer, name_server
+from upstreams import LOOPBACK, ConnectProxy, NameServer, connect_proxy, name_server
 
 PASSWORD = "canary-42-of-the-lease"  # noqa: S105
 NAME = "db.internal"
@@ -107,13 +108,14 @@ def test_the_box_connects_without_a_password_and_is_the_leased_role(world: World
         assert gate.task.holdings["postgres"] == {}, "no session is left that could be cancelled"
 
 
-@pytest.mark.parametrize(("mode", "works"), [("disable", True), ("prefer", True), ("require", False)])
+@pytest.mark.parametrize(("mode", "works"), [("disable", True), ("prefer", True), ("require", False), ("verify-full", False)])
 def test_the_boxs_own_request_for_tls_is_answered_with_no(world: World, mode: str, works: bool) -> None:
     with world.gate() as gate:
         done = psql(gate, "-d", "app", "-c", "SELECT 1", PGSSLMODE=mode)
         assert (done.stdout == "1\n") is works, done.stderr
         if not works:
             assert "server does not support SSL" in done.stderr
+            assert gate.log.of("connect") == [], "and nothing was dialled"
 
 
 def test_what_a_session_begins_with_reaches_the_server(world: World) -> None:
@@ -378,3 +380,58 @@ def test_without_a_credential_the_box_authenticates_itself_with_tls_of_its_own(w
             with pytest.raises(ConnectionError):
                 raw.recv(1)
         assert why(gate) == "postgres_client", "no tunnel for something else"
+
+
+@pytest.mark.parametrize("case", ["authority", "name"])
+def test_without_a_credential_the_box_itself_finds_out_another_server(world: World, tmp_path: Path, case: str) -> None:
+    roots = tmp_path / "roots.pem"
+    roots.write_text(Authority("a stranger").pem if case == "authority" else world.authority.pem)
+    host, said = (NAME, "certificate verify failed") if case == "authority" else ("other.internal", "does not match host name")
+    with world.gate(credential=None) as gate:
+        given = {"host": host, "hostaddr": LOOPBACK, "user": "leased", "sslmode": "verify-full", "sslrootcert": str(roots)}
+        with pytest.raises(psycopg.OperationalError, match=said):
+            connect(gate, password=PASSWORD, **given)
+
+
+@pytest.fixture
+def proxied(world: World) -> Iterator[tuple[ConnectProxy, Outward]]:
+    with connect_proxy() as proxy:
+        yield proxy, dataclasses.replace(world.outward, proxy=proxy.place)
+
+
+def test_through_the_operators_proxy_the_server_is_verified_and_the_login_bound_to_its_tls(
+    world: World, proxied: tuple[ConnectProxy, Outward]
+) -> None:
+    proxy, outward = proxied
+    with world.gate(outward=outward) as gate, connect(gate) as connection:
+        found = connection.execute("SELECT session_user, ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()").fetchone()
+        assert found == ("leased", True)
+        assert gate.log.of("request")[-1]["mechanism"] == "SCRAM-SHA-256-PLUS"
+        timer = threading.Timer(0.3, connection.cancel_safe)
+        timer.start()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            connection.execute("SELECT pg_sleep(20)")
+        timer.join()
+    assert proxy.asked == [f"{LOOPBACK}:{world.server.port}"] * 2, "the address that was judged, for the session and its cancelling"
+    with world.gate(outward=outward, name="other.internal") as gate:
+        with pytest.raises(psycopg.OperationalError, match="certificate does not hold"):
+            connect(gate)
+        assert why(gate) == "postgres_unverified"
+
+
+def test_a_proxy_that_does_not_connect_is_told_to_the_box(world: World, proxied: tuple[ConnectProxy, Outward]) -> None:
+    proxy, outward = proxied
+    proxy.refuses = True
+    with world.gate(outward=outward) as gate:
+        with pytest.raises(psycopg.OperationalError, match="proxy did not connect"):
+            connect(gate)
+        assert why(gate) == "proxy_refused"
+
+
+def test_behind_a_proxy_no_server_is_taken_for_one_on_loopback(world: World, proxied: tuple[ConnectProxy, Outward]) -> None:
+    _, outward = proxied
+    with pretender(LOOPBACK, b"N") as (port, got):
+        with world.gate(ports=(port,), outward=outward) as gate, pytest.raises(psycopg.OperationalError):
+            connect(gate)
+        assert why(gate) == "postgres_unencrypted"
+        assert b"leased" not in b"".join(got), "the address is where the proxy is, and says nothing of the way there"

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from fumehood.egress import addresses, dns, hello, packets
 from fumehood.egress.names import Names, is_name
+from fumehood.egress.refusals import Rejected
 from fumehood.reach import EgressKind, EgressRule
 
 _INTERESTING = (b"\0", b"\xff", b"\x7f", b"\x80", b"\xc0\x0c", b"\0\0", b"\xff\xff", b"\x00\x01", b".", b"\r\n")
@@ -50,6 +51,23 @@ def _check_hello(data: bytes) -> None:
         assert found.name is None or len(data) > 4000 or _without_records(data).lower().count(found.name.encode()) > 0
     if found is None:
         assert len(data) < hello.MOST_BYTES, "more is asked for than will be read"
+
+
+def _check_second(data: bytes) -> None:
+    """An answer of the server's, and what the client says before and after it, each behind its length in two bytes."""
+    second, sent, passed = hello.Second("api.example"), b"", b""
+    try:
+        for is_server in (False, True, False, False):
+            part, data = data[2 : 2 + int.from_bytes(data[:2])], data[2 + int.from_bytes(data[:2]) :]
+            if is_server:
+                second.from_server(part)
+            else:
+                sent += part
+                passed += second.from_client(part)
+    except Rejected:
+        return
+    assert sent.startswith(passed)
+    assert not second.is_over or passed == sent
 
 
 def _without_records(data: bytes) -> bytes:
@@ -95,7 +113,11 @@ def _question(name: str, kind: int) -> bytes:
     return struct.pack("!6H", 7, 0x100, 1, 0, 0, 0) + labels + struct.pack("!BHH", 0, kind, 1)
 
 
+_RETRY = bytes.fromhex("160303003a020000360303cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c") + bytes(20)
+_SECOND = [b"\x14\3\3\0\1\1", _RETRY, b"\x14\3\3\0\1\1", _client_hello("api.example")]
+
 TARGETS = {
+    "second": Target((b"".join(len(part).to_bytes(2) + part for part in _SECOND),), _check_second),
     "hello": Target((_client_hello("api.example"), _client_hello("x.cdn.example")[:200]), _check_hello),
     "dns": Target(
         (_question("api.example", 1), _question("x.cdn.example", 28), _question("a.b.c.example", 16),

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 import fakes
+from certificates import Authority
 from fumehood.egress import doors, gating, relay
+from fumehood.egress.limits import CONNECTION_BYTES, TLS_BYTES
 from fumehood.egress.names import MOST_NAMES
 from fumehood.model import Kind
 from fumehood.ports import Outward, Ports
@@ -272,6 +274,96 @@ except OSError as error: print(errno.errorcode[error.errno], 0.3 < time.monotoni
         assert upstream.connections == 0
 
 
+_RETRIED = """
+import ssl
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT); context.check_hostname = False; context.verify_mode = ssl.CERT_NONE
+came, out = ssl.MemoryBIO(), ssl.MemoryBIO(); tls = context.wrap_bio(came, out, server_hostname="api.example")
+def step():
+    try: tls.do_handshake()
+    except ssl.SSLWantReadError: pass
+    return out.read()
+def all_of(s):
+    got = b""
+    try:
+        while data := s.recv(9999): got += data
+    except OSError as error: return errno.errorcode[error.errno]
+    return got
+s = connect("api.example", int(sys.argv[1])); s.settimeout(5); first = step()
+"""
+_RETRY_RANDOM = "cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c"
+
+
+@asynccontextmanager
+async def retrying(box: NetBox, folder: Any) -> AsyncIterator[tuple[Gated, int, list[str | None]]]:
+    """A `tls` rule for a server that asks each client for another hello; its port, and the names it was asked for in whole handshakes."""
+    asked: list[str | None] = []
+    context = Authority().certify("api.example").server_context(folder)
+    context.set_ecdh_curve("secp384r1")  # of which no client sends a share unasked
+
+    def named(_: ssl.SSLObject | ssl.SSLSocket, name: str | None, __: ssl.SSLContext) -> None:
+        asked.append(name)
+
+    context.sni_callback = named
+
+    async def speak(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+
+    listening = await asyncio.start_server(speak, "127.0.0.1", 0, ssl=context)
+    port = listening.sockets[0].getsockname()[1]
+    async with (
+        nameserver({"api.example": ["127.0.0.1"]}) as names,
+        gated(box, rule("tls", "api.example", port), outward=Outward(resolvers=(names.place,))) as gate,
+    ):
+        yield gate, port, asked
+    listening.close()
+
+
+async def test_a_server_that_asks_for_another_hello_is_spoken_to(box: NetBox, tmp_path: Any) -> None:
+    code = _RETRIED + """
+s.sendall(first); answer = s.recv(9999); came.write(answer); second = step()
+for i in range(0, len(second), 30): s.sendall(second[i:i+30]); time.sleep(0.001)
+while True:
+    came.write(s.recv(9999)); s.sendall(step())
+    try: print(answer[11:43].hex(), tls.read(9)); break
+    except ssl.SSLWantReadError: pass
+"""
+    async with retrying(box, tmp_path) as (gate, port, asked):
+        assert await box.python(code, str(port)) == f"{_RETRY_RANDOM} b'hello'"
+        assert set(asked) == {"api.example"}
+        assert await gate.log("request")
+
+
+@pytest.mark.parametrize(
+    ("second", "why"),
+    [
+        ('step().replace(b"api.example", b"evil.exampl")', "sni_mismatch"),
+        ('step().replace(b"api.example", b"api.exampl\\0")', "hello_malformed"),
+        ('b"\\x14\\3\\3\\0\\1\\1" + step()[6:].replace(b"api.example", b"evil.exampl")', "sni_mismatch"),
+        ('b"\\x16\\3\\3\\0\\4\\x0b\\0\\0\\0"', "hello_malformed"),
+    ],
+)
+async def test_a_second_hello_for_somebody_else_is_reset_and_does_not_arrive(box: NetBox, tmp_path: Any, second: str, why: str) -> None:
+    code = _RETRIED + f"""
+s.sendall(first); answer = s.recv(9999); came.write(answer)
+s.sendall({second}); print(answer[11:43].hex(), all_of(s))
+"""
+    async with retrying(box, tmp_path) as (gate, port, asked):
+        assert await box.python(code, str(port)) == f"{_RETRY_RANDOM} ECONNRESET"
+        assert why in {each["why"] for each in await gate.log("refused")}
+        assert "evil.exampl" not in asked
+
+
+async def test_a_second_hello_that_comes_before_it_was_asked_for_is_judged_too(box: NetBox, tmp_path: Any) -> None:
+    code = _RETRIED + """
+s.sendall(first + first.replace(b"api.example", b"evil.exampl")); print(all_of(s))
+"""
+    async with retrying(box, tmp_path) as (gate, port, asked):
+        assert await box.python(code, str(port)) == "ECONNRESET"
+        assert "sni_mismatch" in {each["why"] for each in await gate.log("refused")}
+        assert "evil.exampl" not in asked
+
+
 async def test_curl_speaks_tls_through_the_gate_end_to_end(box: NetBox, tmp_path: Any) -> None:
     key = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
     names = ["-subj", "/CN=api.example", "-addext", "subjectAltName=DNS:api.example", "-keyout", "key.pem", "-out", "cert.pem"]
@@ -368,7 +460,7 @@ print(push(50_000), push(60_000), push(50_000), push(1))
         assert "bytes_out" in {each["why"] for each in await gate.log("refused")}
     with netbox() as other:
         async with world(other, bytes_in=30_000) as (gate, upstream, _):
-            assert (await other.python(code, str(upstream.port))).split()[0] == "ECONNRESET"
+            assert (await other.python(code, str(upstream.port))).split()[0] in {"ECONNRESET", "EPIPE"}
             assert gate.task.meter.bytes_in <= 30_000
 
 
@@ -456,6 +548,18 @@ print(knock("api.example", int(sys.argv[1]))); a.send(b"x"); print(a.recv(1))
 """
         assert (await box.python(code, str(upstream.port))).splitlines() == ["ECONNRESET", "b'x'"]
         assert "no_memory" in {each["why"] for each in await gate.log("refused")}
+
+
+async def test_connections_whose_tls_ends_at_the_gate_pay_for_both_of_its_sides(box: NetBox) -> None:
+    code = """
+a = connect("api.example", int(sys.argv[1])); time.sleep(0.2)
+print(knock("api.example", int(sys.argv[1]))); a.close()
+"""
+    memory = CONNECTION_BYTES + 2 * TLS_BYTES
+    async with world(box, "http", memory=memory + CONNECTION_BYTES) as (gate, upstream, _):
+        assert await box.python(code, str(upstream.port)) == "ECONNRESET"
+        assert "no_memory" in {each["why"] for each in await gate.log("refused")}
+        await until(lambda: gate.task.budget.used_bytes == 0)
 
 
 async def test_handshakes_in_a_loop_are_taken_at_a_pace_and_none_is_lost(box: NetBox) -> None:

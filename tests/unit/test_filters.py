@@ -423,15 +423,15 @@ def test_the_worker_works_and_an_exploit_in_it_does_not(stored: Path) -> None:
 def test_a_filter_is_compiled_once_and_a_torn_file_is_never_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = filters.cached_filter(DEFAULT, tmp_path)
+    first = filters.stored_filter(DEFAULT, tmp_path)
     [path] = tmp_path.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
     path.write_bytes(path.read_bytes()[:-8])
-    assert filters.cached_filter(DEFAULT, tmp_path) == first
+    assert filters.stored_filter(DEFAULT, tmp_path) == first
     path.write_bytes(b"")
-    assert filters.cached_filter(DEFAULT, tmp_path) == first
+    assert filters.stored_filter(DEFAULT, tmp_path) == first
     monkeypatch.setattr(filters, "compile_filter", lambda _: pytest.fail("compiled again"))
-    assert filters.cached_filter(replace(DEFAULT, name="another"), tmp_path) == first
+    assert filters.stored_filter(replace(DEFAULT, name="another"), tmp_path) == first
     assert len(list(tmp_path.iterdir())) == 1
 
 

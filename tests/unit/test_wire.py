@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -41,6 +42,21 @@ def test_what_is_decoded_is_what_was_encoded(message: dict[str, Any]) -> None:
 def test_bytes_that_are_no_text_survive() -> None:
     odd = os.fsdecode(b"\xff\xfe/name")
     assert wire.decode(wire.encode({"path": odd})) == {"path": odd}
+
+
+def test_messages_of_several_threads_do_not_mix_and_nothing_of_one_stays_where_it_arrived() -> None:
+    def talk(number: int) -> bool:
+        ours, theirs = wire.pair()
+        with ours, theirs:
+            for size in (100_000, 10, 1000):
+                message = {"secret": f"{number}" * size}
+                wire.send(ours, message)
+                if wire.receive(theirs) != (message, []):
+                    return False
+        return not any(wire._room.bytes)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(talk, range(8))) == [True] * 8
 
 
 @settings(deadline=None)

@@ -29,6 +29,7 @@ from fumehood.broker.fencing import judge_fence, try_fence
 from fumehood.broker.freezing import freeze, thaw
 from fumehood.broker.host import Host
 from fumehood.broker.network import Gate, close_packets, gather_gate, judge_gate, listening, open_gate
+from fumehood.broker.passwd import name_uid
 from fumehood.broker.settling import settle
 from fumehood.broker.supplies import Supplied, make_supply
 from fumehood.broker.tickets import take_ticket
@@ -80,7 +81,7 @@ class Box:
         self._binding: Binding | None = None
         self._workspace: Workspace | None = None
         self._mounts: list[Workspace] = []
-        self._supplied: Mapping[str, str] = {}
+        self._supplied: dict[str, str] = {}  # files over others of the image's: what the mount table must show, by place
         self._gate: Gate | None = None
         self._held = contextlib.ExitStack()
         self._given_up = threading.Event()
@@ -166,8 +167,9 @@ class Box:
             if files and contents is not None:
                 supply = make_supply(files, contents, box_uid=spec.host_uid, folder=spec.folder / "supplies")
                 self._held.callback(supply.close)
-                self._supplied = supply.attach(self._host.helper, launched.pidfd)
-                facts["supplied"] = {**supply.facts, "places": sorted(self._supplied)}
+                places = supply.attach(self._host.helper, launched.pidfd)
+                self._supplied.update(places)
+                facts["supplied"] = {**supply.facts, "places": sorted(places)}
             if moves:
                 enter(self._host.helper, launched.pidfd, moves, user_namespace=False)
             return facts
@@ -372,7 +374,15 @@ class Box:
             wanted = ("/dev", "/sys", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", INIT_FOLDER)
             operations += [Unmount(place) for place in wanted if place in places]
             operations += [Move(owned[0], "/dev"), Move(owned[1], "/dev/shm"), Move(owned[2], "/tmp")]  # noqa: S108 - inside the box
-            enter(self._host.helper, launched.pidfd, operations, user_namespace=user_namespace)
+            if not user_namespace:
+                root = self._settings.images / self._frame.image.replace(":", "-") / "rootfs"
+                named = name_uid(root, spec.host_uid, spec.folder / "names")
+                owned += [cover.fd for cover in named]
+                operations += named
+                self._supplied.update({cover.place: f"/{Path(cover.place).name}" for cover in named})
+            absent = enter(self._host.helper, launched.pidfd, operations, user_namespace=user_namespace)
+            for place in absent:
+                del self._supplied[place]
         finally:
             for fd in owned:
                 os.close(fd)

@@ -9,8 +9,8 @@ overlapping rules cannot matter.
 numbers mean other calls. libseccomp does not know the newest calls; their numbers are equal on all architectures
 since 424, so `NEWER` supplies them, and what is newer still fails with ENOSYS, for which every libc has a fallback.
 
-`cached_filter` keeps the bytes by the policy's digest in a 0700 folder of ours, with their own hash in front: a file
-that a crash cut short is compiled again, never installed.
+`stored_filter` keeps the bytes by the policy's digest in a 0700 folder of ours, with their own hash in front: a file
+that a crash cut short is compiled again, never installed. `cached_filter` keeps those of the last few policies in memory, too.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def _unknown_calls() -> bytes:
     )
 
 
-def cached_filter(policy: SeccompPolicy, folder: Path) -> bytes:
+def stored_filter(policy: SeccompPolicy, folder: Path) -> bytes:
     """The compiled policy, from `folder` (0700, ours) or compiled and put there."""
     path = folder / f"{policy.digest.removeprefix('sha256:')}-{platform.machine()}-{NEWEST}.bpf"
     try:
@@ -263,6 +263,9 @@ def cached_filter(policy: SeccompPolicy, folder: Path) -> bytes:
         file.write(hashlib.sha256(program).digest() + program)
     temporary.replace(path)
     return program
+
+
+cached_filter = functools.lru_cache(maxsize=16)(stored_filter)
 
 
 def oci_seccomp(policy: SeccompPolicy) -> dict[str, object]:

@@ -7,6 +7,8 @@ have a fixed form, numbers lie within what an operator could ask, lists are shor
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import socket
 from collections.abc import Mapping
@@ -34,6 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SUPPLIED = re.compile(r"(fumehood|secrets)(/[A-Za-z0-9_][A-Za-z0-9._-]{0,63}){1,4}")
 _GIB = 2**30
 MOST_LISTENS = 60
+_POLICY_CHARS = 128 * 1024
 _SYNTHETIC_V4, _SYNTHETIC_V6 = 0xC612_0000, bytes.fromhex("fd5300000000")  # 198.18.0.0/15 and fd53::/48
 _DNS_PORT = 53
 
@@ -213,6 +216,18 @@ def _mount(args: Mapping[str, Any]) -> ReadOnlyMount:
 
 
 def _policy(value: object) -> SeccompPolicy:
+    if not isinstance(value, str) or len(value) > _POLICY_CHARS:
+        raise refuse(f"seccomp must be a policy's JSON of at most {_POLICY_CHARS} characters")
+    return _policy_of(value)
+
+
+@functools.lru_cache(maxsize=16)
+def _policy_of(text: str) -> SeccompPolicy:
+    """Nothing but the text decides what comes of it, and the boxes of a profile have one: checked once, and not each time."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise refuse("seccomp is no JSON") from error
     args = _mapping(value, "seccomp")
     rules = args.get("rules")
     if not isinstance(rules, list) or len(rules) > 1024:

@@ -24,6 +24,7 @@ from fumehood.broker.enter import Cover, Move, Operation, enter
 from fumehood.broker.mounting import NODEV, NOEXEC, NOSUID, RDONLY
 from fumehood.faults import BoxFailed, Refused
 from fumehood.model import Deny
+from fumehood.reach import JAVA_STORES
 from fumehood.reasons import Reason
 
 PLACE = "/run"
@@ -33,7 +34,7 @@ MOST_BYTES = 4 * 2**20
 # Where distributions keep the authorities that programs trust. A file may be put over these, and over nothing else.
 COVERED = (
     "/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/ssl/ca-bundle.pem", "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", *JAVA_STORES,
 )  # fmt: skip
 _SEALED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 _RULE = "credentials.deliver"

@@ -15,7 +15,7 @@ Multicast, broadcast, unspecified and reserved addresses are never allowed. The 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 
 from fumehood.egress.refusals import Why
@@ -62,8 +62,12 @@ def named(addresses: tuple[str, ...]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text) for text in addresses)
 
 
-def judge(address: Address, networks: Sequence[Network] = ()) -> str | None:
-    """None when the address may be dialled under a rule that names these networks; otherwise what is wrong with it."""
+@lru_cache(maxsize=1024)
+def judge(address: Address, networks: tuple[Network, ...] = ()) -> str | None:
+    """None when the address may be dialled under a rule that names these networks; otherwise what is wrong with it.
+
+    Nothing else decides that, so what was judged lately is not judged again.
+    """
     if isinstance(address, ipaddress.IPv6Address):
         if address.scope_id is not None:
             return "scoped"

@@ -146,11 +146,24 @@ async def _connect(address: Address, port: int) -> socket.socket:
     connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(connection, (str(address), port))
+        place = (str(address), port)
+        with suppress(BlockingIOError):
+            connection.connect(place)
+        # On this host the handshake is over when the call returns, and the loop would need two turns to find out.
+        if not _is_connected(connection):
+            await asyncio.get_running_loop().sock_connect(connection, place)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _is_connected(connection: socket.socket) -> bool:
+    try:
+        connection.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def _close_late(task: asyncio.Task[socket.socket]) -> None:

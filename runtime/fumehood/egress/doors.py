@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from fumehood.egress import dns
 from fumehood.egress.handlers import serve_of
-from fumehood.egress.limits import CONNECTION_BYTES, HEAD_S, Budget
+from fumehood.egress.limits import HEAD_S, Budget, connection_bytes
 from fumehood.egress.names import Names, Route
 from fumehood.egress.packets import NO_LISTENER, Attempts
 from fumehood.egress.refusals import Rejected, Why
@@ -217,7 +217,7 @@ class Doors:
             raise Rejected(PORT_NOT_LISTED, name=name, port=port)
         if self._is_full(task):
             raise Rejected(TOO_MANY_CONNECTIONS, name=name, port=port, limit=task.meter.connections_most)
-        if task.egress_log.is_broken or not self._budget.take(CONNECTION_BYTES):
+        if task.egress_log.is_broken or not self._budget.take(connection_bytes(route.rule)):
             raise Rejected(NO_MEMORY, name=name, port=port)
         return route
 
@@ -245,7 +245,7 @@ class Doors:
             del where[serving]
             reset(connection)
             if route is not None:
-                self._budget.change(-CONNECTION_BYTES)
+                self._budget.change(-connection_bytes(route.rule))
 
         serving.add_done_callback(ended)
 

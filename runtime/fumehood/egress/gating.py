@@ -182,11 +182,12 @@ def _task(plan: Plan, leases: Leases, ports: Ports, names: Names, box: str, hold
     from fumehood.egress.log import EgressLog
     from fumehood.egress.task import GateTask
 
-    profile = plan.call.profile
+    profile, image = plan.call.profile, plan.grant.verdict.verified.image
     return GateTask(
         task=plan.call.task, box=box, profile=profile, leases=leases, outward=ports.outward, names=names,
         dialer=dialer_of(ports.outward), meter=Meter(profile.network.limits), budget=budget_of(ports.outward),
         log=EgressLog(plan.call.task, ports.ledger, ports.clock), holdings=holdings,
+        java_store=None if image is None else image.java_store,
     )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 Pure. Anything that two readers could take differently is refused, because the server behind us reads it too: a second name, an
 extension twice, lengths that do not add up, a message that goes on after its end. Encrypted ClientHello hides the name that counts,
-and cannot be told from the decoy (GREASE) that some clients send, so both are refused. Sources: RFC 8446 4.1.2 and 5.1, RFC 6066 3,
-RFC 7301, RFC 9849.
+and cannot be told from the decoy (GREASE) that some clients send, so both are refused. A server may ask for another hello
+(HelloRetryRequest), and takes its name from that one: it is judged as the first was (`Second`). What a client sends later is
+encrypted, a hello of TLS 1.2 that renegotiates too. Sources: RFC 8446 4.1.2 to 4.1.4 and 5.1, RFC 6066 3, RFC 7301, RFC 9849.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fumehood.egress.names import is_name
-from fumehood.egress.refusals import Why
+from fumehood.egress.refusals import Rejected, Why
 
 _NAMELESS = "Address the server by its name; for protocols that begin otherwise use a `tcp:` rule."
 NOT_TLS = Why("not_tls", "the connection does not begin with a TLS ClientHello", _NAMELESS)
@@ -25,7 +26,10 @@ ECH_OFFERED = Why("ech", "the ClientHello hides the server's name, or pretends t
 MOST_BYTES = 18 * 2**10  # read at most; a post-quantum hello has about 2 KiB
 _MOST_MESSAGE = 16 * 2**10
 _MOST_RECORDS = 16  # a hello in a thousand records, read again for every byte that drips in, is a way to burn our time
-_HANDSHAKE, _CLIENT_HELLO = 22, 1
+_HANDSHAKE, _CLIENT_HELLO, _SERVER_HELLO = 22, 1, 2
+# The "random" of a ServerHello that is none: SHA-256 of "HelloRetryRequest" (RFC 8446, 4.1.3), in the first record.
+_RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
+_RANDOM_BEGINS, _RANDOM_ENDS = 11, 43
 _SERVER_NAME, _ALPN = 0, 16
 _ENCRYPTED = frozenset({0xFE0D, 0xFE0C, 0xFE0B, 0xFE0A, 0xFE09, 0xFE08, 0xFFCE})  # ECH, its drafts, and ESNI before them
 
@@ -41,13 +45,19 @@ class Hello:
 
 def parse(data: bytes) -> Hello | Why | None:
     """The hello that a connection begins with, why it is none, or None: more bytes are needed."""
-    message = _message(data)
-    if not isinstance(message, bytes):
-        return message
+    found = _message(data)
+    if not isinstance(found, tuple):
+        return found
     try:
-        return _hello(_Reader(message))
+        return _hello(_Reader(found[0]))
     except _Malformed:
         return HELLO_MALFORMED
+
+
+def end_of(data: bytes) -> int:
+    """Where the hello ends that `parse` found in this."""
+    found = _message(data)
+    return found[1] if isinstance(found, tuple) else len(data)
 
 
 def judge(hello: Hello, name: str) -> Why | None:
@@ -59,8 +69,71 @@ def judge(hello: Hello, name: str) -> Why | None:
     return None if hello.name == name else SNI_MISMATCH
 
 
-def _message(data: bytes) -> bytes | Why | None:
-    """The body of the first handshake message, put together from its records."""
+class Second:
+    """The bytes behind a first hello, until no second one can count any more.
+
+    Attack: a client that was let through to a content network for one name makes it ask for another hello, and names another customer
+    there. Only the server says whether a handshake record is a second hello (TLS 1.2 resumes with one whose first byte is
+    encrypted), so one that comes before the server has spoken is held until it has.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Let nobody but `name` be asked for."""
+        self.is_over = False
+        self._name = name
+        self._answer = b""
+        self._is_retry = False
+        self._held = b""
+        self._passing = 0  # what is left of a record that is passed on
+
+    def from_client(self, data: bytes) -> bytes:
+        """What of this, and of what was held, may go on. Raises Rejected."""
+        self._held += data
+        passed = bytearray()
+        while not self.is_over:
+            if self._passing:
+                part, self._held = self._held[: self._passing], self._held[self._passing :]
+                self._passing -= len(part)
+                passed += part
+            if self._passing or len(self._held) < 5:
+                break
+            if self._held[0] != _HANDSHAKE:  # early data, a compatible change of ciphers, an alert
+                self._passing = 5 + int.from_bytes(self._held[3:5])
+            elif not self._is_retry or not self._is_judged():
+                break
+        if self.is_over:
+            passed += self._held
+            self._held = b""
+        elif len(self._held) > MOST_BYTES:
+            raise Rejected(HELLO_MALFORMED, bytes=len(self._held))
+        return bytes(passed)
+
+    def from_server(self, data: bytes) -> None:
+        """Learn from the server's first bytes whether it asks for another hello."""
+        if self._is_retry or self.is_over:
+            return
+        self._answer += data[:_RANDOM_ENDS]
+        if self._answer[:1] in {b"", bytes([_HANDSHAKE])} and len(self._answer) < _RANDOM_ENDS:
+            return
+        random = self._answer[_RANDOM_BEGINS:_RANDOM_ENDS]
+        self._is_retry = self._answer[0] == _HANDSHAKE and self._answer[5] == _SERVER_HELLO and random == _RETRY
+        self.is_over = not self._is_retry
+
+    def _is_judged(self) -> bool:
+        """Whether a second hello is there, and good: then nothing more is looked at. Raises Rejected."""
+        found = parse(self._held)
+        if found is None:
+            return False
+        if isinstance(found, Why):
+            raise Rejected(HELLO_MALFORMED)
+        if wrong := judge(found, self._name):
+            raise Rejected(wrong, asked=found.name)
+        self.is_over = True
+        return True
+
+
+def _message(data: bytes) -> tuple[bytes, int] | Why | None:
+    """The body of the first handshake message, put together from its records, and where the last of them ends."""
     message, place = b"", 0
     for _ in range(_MOST_RECORDS):
         record = data[place : place + 5]
@@ -81,7 +154,7 @@ def _message(data: bytes) -> bytes | Why | None:
         if len(data) < place + 5 + size:
             return None
         if len(message) == wanted and wanted > 4:
-            return message[4:]
+            return message[4:], place + 5 + size
         if len(message) == 4 == wanted:
             return HELLO_MALFORMED
         place += 5 + size

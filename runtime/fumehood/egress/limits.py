@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fumehood.egress.refusals import Rejected, Why
-from fumehood.reach import NetworkLimits
+from fumehood.reach import EgressKind, EgressRule, NetworkLimits
 
 BYTES_OUT = Why("bytes_out", "the call has sent all it may", "Raise `network.limits.bytes_out` if it must send more.")
 BYTES_IN = Why("bytes_in", "the call has received all it may", "Raise `network.limits.bytes_in` if it must receive more.")
@@ -18,9 +18,22 @@ BYTES_IN = Why("bytes_in", "the call has received all it may", "Raise `network.l
 MOST_CONNECTIONS = 256  # of one task, whatever its profile says
 HEAD_S = 5.0  # for a whole ClientHello or HTTP head, however it drips
 CONNECTION_BYTES = 32 * 2**10  # what a connection takes before it buffers anything
+TLS_BYTES = 256 * 2**10  # and what asyncio makes for each of its sides that TLS ends at, whether it is used or not
 READ_BYTES = 256 * 2**10  # at once, of one direction of a connection; less where a rate is kept, which it would overshoot
 _QUESTIONS_AT_ONCE_S = 3.0  # a program that starts asks for many names, each twice
 _ACCEPTS_PER_S, _ACCEPTS_AT_ONCE = 64.0, 128.0
+
+
+def connection_bytes(rule: EgressRule) -> int:
+    """What a connection of a rule takes as long as it is there."""
+    match rule.kind:
+        case EgressKind.HTTP:
+            sides = 0 if rule.insecure else 2
+        case EgressKind.POSTGRES:
+            sides = 0 if rule.credential is None else 1  # in the box there is none
+        case _:
+            sides = 0
+    return CONNECTION_BYTES + sides * TLS_BYTES
 
 
 @dataclass(slots=True)

@@ -30,10 +30,10 @@ _scratch = memoryview(bytearray(READ_BYTES))  # one for all: what is read into i
 
 async def serve(connection: socket.socket, route: Route, task: GateTask) -> None:
     """Serve a `tls:` or `tcp:` connection."""
-    first = b""
+    first, second = b"", None
     if route.rule.kind is EgressKind.TLS:
-        first = await _read_hello(connection, route, task)
-    await relay(connection, await task.dial(route), route, task, first=first)
+        first, second = await _read_hello(connection, route, task), hello.Second(route.name)
+    await relay(connection, await task.dial(route), route, task, first=first, second=second)
 
 
 async def _read_hello(connection: socket.socket, route: Route, task: GateTask) -> bytes:
@@ -58,11 +58,15 @@ async def _read_hello(connection: socket.socket, route: Route, task: GateTask) -
 
 
 async def relay(
-    connection: socket.socket, upstream: socket.socket, route: Route, task: GateTask, *, first: bytes = b""
-) -> None:
-    """Pass on both ways until both sides are closed; `first` was read from the box already. Raises Rejected."""
+    connection: socket.socket, upstream: socket.socket, route: Route, task: GateTask,
+    *, first: bytes = b"", second: hello.Second | None = None,
+) -> None:  # fmt: skip
+    """Pass on both ways until both sides are closed. Raises Rejected.
+
+    `first` was read from the box already; with `second` it begins with a hello that was judged, and what follows is judged by that.
+    """
     loop = asyncio.get_running_loop()
-    pair = _Pair(route, task)
+    pair = _Pair(route, task, second)
     try:
         with suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
@@ -98,7 +102,8 @@ async def join(
 class _Pair:
     """One relayed connection."""
 
-    def __init__(self, route: Route, task: GateTask) -> None:
+    def __init__(self, route: Route, task: GateTask, second: hello.Second | None = None) -> None:
+        self.second = second
         self.inside = _Half(self, task.sent)
         self.outside = _Half(self, task.received)
         self.inside.peer, self.outside.peer = self.outside, self.inside
@@ -108,6 +113,10 @@ class _Pair:
 
     async def run(self, outgoing: bytes, incoming: bytes) -> None:
         """Begin, and return when both sides are closed."""
+        if self.second is not None:
+            end = hello.end_of(outgoing)
+            self.inside.write(outgoing[:end])
+            outgoing = outgoing[end:]
         for half, first in ((self.inside, outgoing), (self.outside, incoming)):
             if first:
                 half.pass_on(first)
@@ -187,6 +196,28 @@ class _Half(asyncio.BufferedProtocol):
             self._pause()
 
     def pass_on(self, data: bytes) -> None:
+        """Write to the other side what may go on."""
+        second = self._pair.second
+        if second is not None:
+            try:
+                data = self._screened(second, data)
+            except Rejected as error:
+                self._pair.fail(error)
+                return
+            if second.is_over:
+                self._pair.second = None
+        if data:
+            self.write(data)
+
+    def _screened(self, second: hello.Second, data: bytes) -> bytes:
+        if self is self._pair.inside:
+            return second.from_client(data)
+        second.from_server(data)
+        if released := second.from_client(b""):
+            self._pair.inside.write(released)
+        return data
+
+    def write(self, data: bytes) -> None:
         """Count, and write to the other side."""
         try:
             wait_s = self._count_bytes(len(data))

@@ -47,7 +47,7 @@ class GateTask:
 
     def __init__(
         self, *, task: str, box: str, profile: Profile, leases: Leases, outward: Outward, names: Names,
-        dialer: Dialer, meter: Meter, budget: Budget, log: EgressLog, holdings: dict[str, Any],
+        dialer: Dialer, meter: Meter, budget: Budget, log: EgressLog, holdings: dict[str, Any], java_store: str | None = None,
     ) -> None:  # fmt: skip
         """Hold these; nothing is open yet."""
         self.task = task
@@ -60,6 +60,7 @@ class GateTask:
         self.budget = budget
         self.egress_log = log
         self.holdings = holdings
+        self.java_store = java_store
         self._dialer = dialer
 
     def log(self, kind: str, route: Route | None = None, **facts: Any) -> None:

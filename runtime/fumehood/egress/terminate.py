@@ -58,7 +58,7 @@ def supply(task: GateTask) -> Supplies:
     if not names:
         return Supplies(environment=placeholders.environment)
     authority = task.holdings[_AUTHORITY] = Authority(task.box, names)
-    trusted = trust.supplies(authority.pem, task.outward.authorities)
+    trusted = trust.supplies(authority.pem, task.outward.authorities, task.java_store)
     return Supplies(environment={**trusted.environment, **placeholders.environment}, files=trusted.files)
 
 

@@ -2,8 +2,8 @@
 
 A box believes its host's roots and its own task's authority, in one file that takes the place of the distribution's bundle and that
 the variables name for programs which bring their own. The variables win over the profile's `environment`: a profile that
-names another bundle would cut the tool off from every `http` rule. Java reads neither file nor variable: nothing tells cheaply
-whether an image has one, so a profile for Java gives its own trust store with `JAVA_TOOL_OPTIONS` made from /run/fumehood/ca.pem.
+names another bundle would cut the tool off from every `http` rule. Java reads neither file nor variable: an image that has one gets
+the same authorities in the place of its Java's own store (`java_store.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import functools
 import ssl
 from pathlib import Path
 
+from fumehood.egress.java_store import java_store
 from fumehood.faults import FumehoodError
 from fumehood.reach import SuppliedFile, Supplies
 from fumehood.reasons import Reason
 
 BUNDLE = "fumehood/ca.pem"
+JAVA = "fumehood/cacerts"
 DISTRIBUTION = "/etc/ssl/certs/ca-certificates.crt"
 VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO")
 _MAX_BYTES = 8 * 2**20
@@ -39,15 +41,18 @@ def system_roots() -> bytes:
     return b""
 
 
-def supplies(authority: bytes, operators: str | None) -> Supplies:
-    """What a box needs to believe its gate: the task's certificate, and as PEM what the operator trusts upstream."""
+def supplies(authority: bytes, operators: str | None, java: str | None = None) -> Supplies:
+    """What a box needs to believe its gate: the task's certificate, and as PEM what the operator trusts upstream.
+
+    `java` is where a Java of its image's keeps what it trusts.
+    """
     parts = (system_roots(), (operators or "").strip().encode(), authority.strip())
     bundle = b"\n".join(part for part in parts if part) + b"\n"
     path = f"/run/{BUNDLE}"
-    return Supplies(
-        environment=dict.fromkeys(VARIABLES, path),
-        files=(SuppliedFile(name=BUNDLE, content=bundle, over=DISTRIBUTION),),
-    )
+    files = [SuppliedFile(name=BUNDLE, content=bundle, over=DISTRIBUTION)]
+    if java is not None:
+        files.append(SuppliedFile(name=JAVA, content=java_store(*parts), over=java))
+    return Supplies(environment=dict.fromkeys(VARIABLES, path), files=tuple(files))
 
 
 @functools.lru_cache(maxsize=4)

@@ -75,9 +75,11 @@ class Installer:
         debs = self._package_index(fetcher)
         (debs / "sources.list").write_text("deb [trusted=yes] file:/mnt ./\n")
         options = " ".join(f"-o{setting}" for setting in _APT)
+        # Alternatives link to manuals (Java's do), and where there is no folder for the links to be in, the package fails.
         script = (
-            "mkdir -p /tmp/lists/partial /tmp/cache/archives/partial; "
-            f'apt-get -qq {options} update && exec apt-get -qq -y {options} install "$@"'
+            "mkdir -p /tmp/lists/partial /tmp/cache/archives/partial /usr/share/man/man1; "
+            f'apt-get -qq {options} update; apt-get -qq -y {options} install "$@"; '
+            "rmdir --ignore-fail-on-non-empty /usr/share/man/man1"
         )
         self._run(
             "apt-get",

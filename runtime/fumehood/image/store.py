@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fumehood.model import Image
+from fumehood.reach import JAVA_STORES
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -59,7 +60,10 @@ class ImageStore:
         if about is None:
             return None
         name = name_or_digest if name_or_digest != digest else str(about["name"])
-        return Image(name=name, digest=digest, docker_id=about["docker_id"])
+        # Whether there is a name; what it leads to in a box is the broker's to judge.
+        root = str(self.rootfs(digest))
+        java = next((place for place in JAVA_STORES if os.path.lexists(root + place)), None)
+        return Image(name=name, digest=digest, docker_id=about["docker_id"], java_store=java)
 
     def list(self) -> tuple[StoredImage, ...]:
         """Every image, by its first name."""

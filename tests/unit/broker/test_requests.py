@@ -88,6 +88,27 @@ def test_a_binding_with_any_field_changed_is_refused_or_sane(data: st.DataObject
     assert all("/" not in mount.name and mount.source.startswith("/") for mount in bound.mounts)
 
 
+@settings(deadline=None)
+@given(st.data())
+def test_a_policy_with_any_field_changed_is_refused_or_keeps_its_form(data: st.DataObject) -> None:
+    fields = json.loads(FRAME.seccomp.text)
+    fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(values)
+    try:
+        taken = requests.frame_of({**frame(), "seccomp": json.dumps(fields)}).seccomp
+    except Refused as refused:
+        assert refused.reason is Reason.BAD_REQUEST
+        return
+    assert all(isinstance(name, str) for rule in taken.rules for name in rule.names)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, json.dumps({"rules": "x" * 2**18}), {"name": "p"}, 1, None])
+def test_a_policy_that_is_no_short_json_object_is_refused(text: object) -> None:
+    for _ in range(2):  # what is kept is what was accepted
+        with pytest.raises(Refused) as refused:
+            requests.frame_of({**frame(), "seccomp": text})
+        assert refused.value.reason is Reason.BAD_REQUEST
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -1, 0, 2**70, True, "1", None, [1]])
 @pytest.mark.parametrize("name", ["cpu", "memory_bytes", "pids", "open_files", "tmp_bytes"])
 def test_numbers_that_are_none_or_out_of_bounds_are_refused(name: str, number: object) -> None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-import fumehood
-from boxlike import BOX, as_uid, in_own_mounts, needs_root, passable
+from boxlike import BOX, HELPER, as_uid, in_own_mounts, needs_root, other_mounts, passable
 from fumehood.broker import mounting, supplies
 from fumehood.broker.supplies import Supplied, make_supply
 from fumehood.faults import BoxFailed, Refused
 from fumehood.memory import Memory
 from fumehood.reasons import Reason
 
-HELPER = Path(fumehood.__file__).parent / "broker" / "init" / "bin" / "enter"
 FILES = (("fumehood/ca.pem", b"an authority", "/etc/ssl/cert.pem"), ("secrets/a/key", b"secret", None), ("secrets/empty", b"", None))
 LOOK = """
 for top, folders, names in os.walk('.'):
@@ -116,20 +113,6 @@ def test_a_secret_that_could_be_swapped_out_is_refused(tmp_path_factory: pytest.
                     assert supply.facts["swapped"] == "no swap"
                     supply.close()
     assert "noswap" in asked[0]
-
-
-@contextmanager
-def other_mounts() -> Iterator[int]:
-    """The pidfd of a process with a mount namespace of its own, as a box's init has one."""
-    with subprocess.Popen(["unshare", "-m", "sh", "-c", "echo up; read x"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        pidfd = os.pidfd_open(process.pid)
-        try:
-            yield pidfd
-        finally:
-            os.close(pidfd)
-            process.kill()
 
 
 @pytest.mark.parametrize("run", ["a symlink", "missing", "a file", "a directory"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ import pytest
 
 from fumehood.egress import resolver
 from fumehood.egress.addresses import ADDRESS_NOT_ALLOWED
-from fumehood.egress.dial import NOT_CONNECTED, PROXY_REFUSED, Dialer, dialer_of
+from fumehood.egress.dial import NOT_CONNECTED, PROXY_REFUSED, Dialer, _connect, dialer_of
 from fumehood.egress.refusals import Rejected, Why
 from fumehood.egress.resolver import NOT_RESOLVED, Resolver, split_place
 from fumehood.ports import Outward
@@ -33,6 +34,8 @@ async def listener(address: str = "127.0.0.1", said: bytes = b"hi") -> AsyncIter
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
+        for _ in range(10):  # who was dialled and left in one turn is accepted, answered and closed in the next few
+            await asyncio.sleep(0)
         server.close()
         await server.wait_closed()
 
@@ -53,6 +56,17 @@ async def test_what_is_dialled_is_connected_and_does_not_wait_to_send() -> None:
             assert not connection.getblocking()
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
             assert await asyncio.get_running_loop().sock_recv(connection, 9) == b"hi"
+
+
+async def test_a_server_of_this_host_is_connected_when_the_kernel_says_so() -> None:
+    async with listener() as port:
+        connecting = _connect(ipaddress.IPv4Address("127.0.0.1"), port)
+        with pytest.raises(StopIteration) as connected:  # in the turn in which it began
+            connecting.send(None)
+        with connected.value.value as connection:
+            assert connection.getpeername() == ("127.0.0.1", port)
+    with pytest.raises(ConnectionRefusedError):
+        await _connect(ipaddress.IPv4Address("127.0.0.1"), port)
 
 
 async def test_a_name_that_turns_private_between_two_connections_is_dialled_no_more() -> None:

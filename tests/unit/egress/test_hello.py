@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ssl
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -15,10 +16,12 @@ from fumehood.egress.hello import (
     SNI_ABSENT,
     SNI_MISMATCH,
     Hello,
+    Second,
+    end_of,
     judge,
     parse,
 )
-from fumehood.egress.refusals import Why
+from fumehood.egress.refusals import Rejected, Why
 
 
 def real(name: str | None = "api.example", *protocols: str) -> bytes:
@@ -174,3 +177,101 @@ def test_a_changed_byte_never_makes_a_hello_for_another_known_name(place: int, v
 
 def test_nothing_is_read_that_could_not_be_a_hello() -> None:
     assert isinstance(parse(b"\x16\x03\x01\x40\x00" + b"\x01\x00\x3f\x00" + bytes(MOST_BYTES)), Why)
+
+
+# A second hello.
+
+RETRY = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
+CCS = b"\x14\x03\x03\0\x01\x01"
+EARLY = b"\x17\x03\x03" + sized(b"\x16\x03\x01\0\x05early data that looks like a record")
+SECRET = b"\x17\x03\x03" + sized(b"application data") + b"\x16\x03\x03" + sized(b"\x01 is no hello")
+
+
+def server_hello(random: bytes) -> bytes:
+    body = b"\x03\x03" + random + b"\0\x13\x01\0" + sized(b"")
+    return b"\x16\x03\x03" + sized(b"\x02" + sized(body, 3))
+
+
+def fed(second: Second, data: bytes, cuts: list[int]) -> bytes:
+    """What is passed on of data that arrives in pieces."""
+    places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    return b"".join(second.from_client(data[a:b]) for a, b in pairwise(places))
+
+
+def test_the_end_of_a_hello_is_where_its_last_record_ends() -> None:
+    whole = real()
+    halves = whole[:3] + sized(whole[5:50]) + whole[:3] + sized(whole[50:])
+    for hello in (whole, halves):
+        assert end_of(hello) == end_of(hello + CCS + EARLY) == len(hello)
+
+
+cuts = st.lists(st.integers(0, 10_000), max_size=6)
+
+
+@given(cuts, cuts, st.sampled_from([b"", CCS, EARLY, CCS + EARLY, EARLY + CCS]))
+def test_a_second_hello_for_the_same_name_passes_however_it_is_cut_and_all_after_it(
+    before: list[int], after: list[int], between: bytes
+) -> None:
+    second = Second("api.example")
+    assert fed(second, between, before) == between, "nothing of it is a hello"
+    for at in range(0, 60, 7):
+        second.from_server(server_hello(RETRY)[at : at + 7])
+    data = CCS + real() + SECRET
+    assert fed(second, data, after) == data
+    assert second.is_over
+
+
+@given(cuts)
+def test_of_a_second_hello_for_another_name_nothing_passes(at: list[int]) -> None:
+    second = Second("api.example")
+    second.from_server(server_hello(RETRY))
+    passed = b""
+    with pytest.raises(Rejected) as refused:
+        passed = fed(second, CCS + real("evil.example"), at)
+    assert refused.value.why is SNI_MISMATCH
+    assert passed == b""
+    assert not second.is_over
+
+
+def test_a_hello_ahead_of_the_servers_answer_waits_for_it() -> None:
+    ahead = real("evil.example")
+    for answer, released in ((server_hello(bytes(32)), True), (server_hello(RETRY), False)):
+        second = Second("api.example")
+        assert second.from_client(CCS + ahead) == CCS
+        second.from_server(answer[:20])
+        assert second.from_client(b"") == b""
+        second.from_server(answer[20:])
+        if released:  # no server takes it for a hello now
+            assert second.from_client(b"") == ahead
+        else:
+            with pytest.raises(Rejected):
+                second.from_client(b"")
+
+
+@pytest.mark.parametrize("answer", [server_hello(bytes(32)), b"\x15\x03\x03\0\x02\x02\x28", b"SSH-2.0", b"\x16\x03\x03" + bytes(60)])
+def test_a_server_that_asks_for_nothing_ends_the_watch(answer: bytes) -> None:
+    second = Second("api.example")
+    second.from_server(answer)
+    assert second.is_over
+    data = SECRET + real("evil.example")
+    assert second.from_client(data) == data, "encrypted, or an error to the server"
+
+
+def test_what_waits_for_a_server_that_says_nothing_is_bounded() -> None:
+    second = Second("api.example")
+    for _ in range(MOST_BYTES // 1029):
+        assert second.from_client(b"\x16\x03\x01" + sized(bytes(2**10))) == b""
+    with pytest.raises(Rejected):
+        second.from_client(bytes(1029))
+
+
+@given(st.binary(max_size=200), st.binary(max_size=80), cuts)
+def test_any_bytes_pass_in_order_or_are_refused(data: bytes, answer: bytes, at: list[int]) -> None:
+    second = Second("api.example")
+    try:
+        passed = fed(second, data, at)
+        second.from_server(answer)
+        passed += second.from_client(b"")
+    except Rejected:
+        return
+    assert data.startswith(passed)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.sslproto
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,10 +10,19 @@ from hypothesis import strategies as st
 
 import fakes
 from fumehood.egress import log as logging
-from fumehood.egress.limits import BYTES_IN, BYTES_OUT, MOST_CONNECTIONS, Bucket, Budget, Meter
+from fumehood.egress.limits import (
+    BYTES_IN,
+    BYTES_OUT,
+    CONNECTION_BYTES,
+    MOST_CONNECTIONS,
+    Bucket,
+    Budget,
+    Meter,
+    connection_bytes,
+)
 from fumehood.egress.log import BATCH_BYTES, MOST_BYTES, EgressLog
 from fumehood.egress.refusals import Rejected
-from fumehood.reach import NetworkLimits
+from fumehood.reach import EgressKind, EgressRule, NetworkLimits
 from netbox import until
 
 TASK = "01hf7yat0000000000000000ab"
@@ -25,6 +36,18 @@ def test_a_bucket_never_lets_more_through_than_its_rate_and_one_burst(steps: lis
         now_s += step
         taken += bucket.take(now_s)
     assert taken <= rate + (now_s - 100.0) * rate + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "sides"),
+    [
+        ("tcp", {}, 0), ("tls", {}, 0), ("http", {}, 2), ("http", {"insecure": True}, 0), ("postgres", {}, 0),
+        ("postgres", {"credential": "db"}, 1),
+    ],
+)
+def test_a_connection_takes_what_tls_takes_for_it(kind: str, fields: dict[str, Any], sides: int) -> None:
+    rule = EgressRule(kind=EgressKind(kind), name="a.example", ports=(443,), **fields)
+    assert connection_bytes(rule) == CONNECTION_BYTES + sides * asyncio.sslproto.SSLProtocol.max_size
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6))

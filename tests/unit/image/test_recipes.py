@@ -14,7 +14,7 @@ from fumehood.image.lockfile import Deb, Lock, read_lock, without_addresses
 from fumehood.image.recipe import Recipes, shipped_recipes
 from fumehood.reasons import Reason
 
-SHIPPED = ("base", "browser", "mcp-reference", "net-clients", "node", "python")
+SHIPPED = ("base", "browser", "java", "mcp-reference", "net-clients", "node", "python")
 BASE = "name: base\nsuite: bookworm\n"
 
 

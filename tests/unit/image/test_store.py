@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fumehood.image.store import ImageStore, write_whole
+from fumehood.reach import JAVA_STORES
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -29,6 +30,19 @@ def test_an_image_is_found_by_each_name_and_by_digest(store: ImageStore) -> None
         image = store.resolve(asked)
         assert image is not None
         assert (image.name, image.digest, image.docker_id) == (name, DIGEST, "sha256:1")
+
+
+@pytest.mark.parametrize("place", JAVA_STORES)
+def test_an_image_with_a_java_says_where_its_trust_store_is(store: ImageStore, place: str) -> None:
+    alone = store.resolve("python")
+    assert alone is not None
+    assert alone.java_store is None
+    file = Path(f"{store.rootfs(DIGEST)}{place}")
+    file.parent.mkdir(parents=True)
+    file.touch()
+    image = store.resolve("python")
+    assert image is not None
+    assert image.java_store == place
 
 
 @pytest.mark.parametrize(
