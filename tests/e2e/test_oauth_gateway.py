@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import ssl
@@ -13,12 +14,13 @@ from typing import Any
 
 import httpx2
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from mcp import Client
 from mcp.client.auth.extensions.client_credentials import ClientCredentialsOAuthProvider
 from mcp.client.streamable_http import streamable_http_client
 
 from certificates import Authority
-from fake_issuer import DPoP, FakeIssuer, Holder, served
+from fake_issuer import DPoP, FakeIssuer, Holder, b64, served
 from lab import Lab, lab_for
 from live_gateway import META, LiveGateway, configure, live_gateway, napping
 
@@ -63,8 +65,10 @@ class World:
         http = f"listen: '127.0.0.1:{port or self.port}', tls: {tls}, oauth: {{{section}}}"
         return configure(self.lab, f"{{servers: {{{server}}}, http: {{{http}}}}}", more)
 
-    def http(self, auth: httpx2.Auth | None = None, **named: Any) -> httpx2.AsyncClient:
+    def http(self, auth: httpx2.Auth | None = None, identity: tuple[Path, Path] | None = None, **named: Any) -> httpx2.AsyncClient:
         tls = ssl.create_default_context(cadata=self.authority.pem)
+        if identity is not None:
+            tls.load_cert_chain(*identity)
         return httpx2.AsyncClient(auth=auth, timeout=60, verify=tls, **named)
 
     @asynccontextmanager
@@ -203,6 +207,25 @@ async def test_the_sdks_client_finds_the_issuer_by_itself_and_its_keys_are_read_
             answer = await world.ask({"authorization": f"Bearer {issuer.token()}"})
             assert answer.status_code == 503
             assert "upstream_not_allowed" in gateway.logged("could not be read")
+
+
+async def test_the_sdks_client_calls_with_its_certificate_and_another_with_the_same_token_does_not(world: World) -> None:
+    clients = Authority("clients")
+    alice, bob = (clients.certify(name, usage=ExtendedKeyUsageOID.CLIENT_AUTH).write(world.lab.folder, name) for name in ("alice", "bob"))
+    shown = b64(hashlib.sha256(ssl.PEM_cert_to_DER_cert(alice[0].read_text())).digest())
+    bearer = {"authorization": f"Bearer {world.issuer.token(cnf={'x5t#S256': shown})}"}
+    authorities = world.put("clients.pem", clients.pem)
+    with live_gateway(world.lab, world.configure(binding="mtls", client_authorities=str(authorities))) as gateway:
+        listening(gateway)
+        async with world.http(headers=bearer, identity=alice) as http, Client(streamable_http_client(world.url, http_client=http)) as client:
+            result = await client.call_tool("nap", {})
+            assert result.content[0].text == "nap"  # type: ignore[union-attr] # a text
+            task = (result.meta or {})["fumehood/task"]
+        for identity in (bob, None):
+            async with world.http(headers=bearer, identity=identity) as http:
+                assert (await http.post(world.url, json={})).status_code == 401
+    proof = json.loads(world.lab.record("task", task)["proof"])
+    assert (proof["method"], proof["key"]) == ("mtls", shown)
 
 
 async def test_what_only_a_start_can_do_is_refused_by_a_reload(world: World) -> None:

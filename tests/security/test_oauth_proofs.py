@@ -96,7 +96,7 @@ async def test_a_stolen_token_with_a_proof_of_the_thiefs_own_key() -> None:
 @pytest.mark.parametrize(
     "url", ["https://localhost/other", "https://localhost/MCP", "https://localhost/mcp/", "https://localhost//mcp", "https://localhost/%6dcp",
             "https://localhost:444/mcp", "http://localhost/mcp", "https://evil.example/mcp", "https://evil@localhost/mcp",
-            "https://localhost.evil.example/mcp", "/mcp", "https://[::1/mcp", "https://localhost:x/mcp", 1, None, ["https://localhost/mcp"]],
+            "https://localhost.evil.example/mcp", "https://localhost:0/mcp", "https://localhost/m\ncp", " https://localhost/mcp", "/mcp", "https://[::1/mcp", "https://localhost:x/mcp", 1, None, ["https://localhost/mcp"]],
 )  # fmt: skip
 async def test_a_proof_for_another_url(url: object) -> None:
     await refused({"htu": url}, PROOF, "another method or URL")

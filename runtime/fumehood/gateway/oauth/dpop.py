@@ -20,6 +20,7 @@ import functools
 import hashlib
 import hmac
 import json
+import re
 import secrets
 import struct
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ AGE_S = 60.0
 SKEW_S = 10.0
 NONCE_S = 300
 _INVALID = "invalid_dpop_proof"
+_VISIBLE = re.compile(r"[!-~]{1,1024}")
 _REQUIRED: Mapping[str, tuple[str, ...]] = {"EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x")}
 
 
@@ -125,14 +127,19 @@ def _once(claims: Mapping[str, Any], now_s: float) -> tuple[str, float]:
 
 def _same_url(said: object, ours: str) -> bool:
     """Whether a proof names our URL: by RFC 3986 sections 6.2.2 and 6.2.3, without its query and fragment (RFC 9449 section 4.3)."""
-    if not isinstance(said, str) or len(said) > 1024:
+    # `urlsplit` drops line ends and tabs wherever they are, and spaces before.
+    if not isinstance(said, str) or not _VISIBLE.fullmatch(said):
         return False
     try:
-        found, wanted = urlsplit(said), urlsplit(ours)
-        places = [(each.scheme.lower(), (each.hostname or "").lower(), each.port or 443, each.path) for each in (found, wanted)]
+        return _place(said) == _place(ours) and "@" not in urlsplit(said).netloc
     except ValueError:
         return False
-    return places[0] == places[1] and "@" not in found.netloc
+
+
+def _place(url: str) -> tuple[str, str | None, int, str]:
+    """Scheme, name, port and path, the first two in lower case. Raises ValueError."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, 443 if parts.port is None else parts.port, parts.path
 
 
 def _b64(data: bytes) -> str:

@@ -66,7 +66,8 @@ def public_key(found: object) -> Key | None:
     """A public key that can verify signatures, or None."""
     if not isinstance(found, dict) or any(name in found for name in PRIVATE):
         return None
-    if found.get("use", "sig") != "sig" or "verify" not in found.get("key_ops", ["verify"]):
+    uses = found.get("key_ops", ["verify"])
+    if found.get("use", "sig") != "sig" or not isinstance(uses, list) or "verify" not in uses:
         return None
     try:
         match found.get("kty"):
