@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,10 +66,11 @@ def check(config: Config = None, *, as_json: AsJson = False) -> None:
     except FumehoodError as error:
         common.append(error)
     senders = [] if http is None else http.senders.names()
-    listens = {
-        "http": None if http is None else {"listen": str(http.listen), "tls": http.tls is not None, "senders": senders}
-    }
-    said = {"file": found.file, "servers": [_facts(row) for row in rows], **listens, "unix": reader.gateway.unix}
+    shown = None
+    if http is not None:
+        shown = {"listen": str(http.listen), "tls": http.tls is not None, "senders": senders, "envelope": asdict(http.envelope)}
+    listens = {"http": shown, "unix": reader.gateway.unix, "unix_envelope": asdict(reader.gateway.unix_envelope)}
+    said = {"file": found.file, "servers": [_facts(row) for row in rows], **listens}
     if as_json:
         typer.echo(json.dumps({**said, "problems": [_problem(each) for each in common]}, indent=2))
     else:
@@ -169,8 +170,8 @@ def _print(file: str | None, rows: list[_Row], said: dict[str, Any], common: lis
         console.print(table)
     if (http := said["http"]) is not None:
         scheme = "https" if http["tls"] else "http"
-        console.print(f"{scheme}://{http['listen']} for {', '.join(http['senders'])}")
+        console.print(f"{scheme}://{http['listen']} for {', '.join(http['senders'])}; envelopes {http['envelope']['mode']}")
     if said["unix"] is not None:
-        console.print(f"unix socket {said['unix']}")
+        console.print(f"unix socket {said['unix']}; envelopes {said['unix_envelope']['mode']}")
     for error in (*(each for row in rows for each in row.problems), *common):
         console.print(str(error))
