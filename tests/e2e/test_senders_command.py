@@ -149,6 +149,17 @@ def test_keys_are_read_in_every_usual_form_and_everything_else_is_one_clear_line
     assert "no key file" in lab.fumehood("senders", "add", "x", "--key", str(lab.folder / "none")).one_clear_line()
 
 
+def test_what_a_gateway_cannot_ask_of_envelopes_is_one_clear_line(lab: Lab) -> None:
+    for words, expected in (
+        (("--profile", "python", "--envelope", "maybe"), "expected required, accepted or off"),
+        (("--profile", "python", "--audience", "a b"), "expected a name or URL without spaces"),
+        (("--envelope", "required"), "--envelope and the options of HTTP"),
+    ):
+        done = lab.fumehood("gateway", *words)
+        assert done.status == 125
+        assert expected in done.one_clear_line()
+
+
 def test_what_a_proxy_cannot_sign_with_is_one_clear_line(lab: Lab) -> None:
     key, open_key, token = (lab.folder / name for name in ("a.key", "b.key", "token"))
     for path in (key, open_key):

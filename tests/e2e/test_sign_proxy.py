@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -48,7 +49,7 @@ async def through_proxy(spine: FakeSpine, port: int, **identity: Any) -> AsyncIt
     who = Identity(**{"key": PrivateKey(ALICE.private), "audience": "fumehood", **identity})
 
     async def serve() -> None:
-        async with sign_proxy.over_http(f"http://127.0.0.1:{port}/mcp", "a" * 40, None) as way:
+        async with sign_proxy.over_http(f"http://127.0.0.1:{port}/mcp", "a" * 40, ssl.create_default_context()) as way:
             await sign_proxy.carry(who, source, sink, way)
 
     async with anyio.create_task_group() as tasks:

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters
 from test_gateway_fronts import Web, token
 
+from certificates import Authority
 from fumehood.gateway.sender_keys import read_private_key
 from lab import FUMEHOOD, Lab, lab_for, needs
 from live_gateway import META, LiveGateway, configure, live_gateway, napping
@@ -202,3 +204,44 @@ def test_a_client_on_a_unix_socket_signs_through_the_proxy_too(lab: Lab, era: st
         gateway.logged("listening on unix:")
         task = anyio.run(use)
     assert lab.fumehood("task", task, "--json").said["sender"] == "key:alice"
+
+
+def test_the_proxy_knows_its_gateway_by_the_certificate_and_says_in_one_line_when_it_is_not_there(lab: Lab) -> None:
+    sender(lab, "alice")
+    (lab.folder / "alice.token").write_text(token(lab, "alice"))
+    (lab.folder / "alice.token").chmod(0o600)
+    authority = Authority()
+    (lab.folder / "ca.pem").write_text(authority.pem)
+    (lab.folder / "other.pem").write_text(Authority().pem)
+    certificate, key = authority.certify("localhost").write(lab.folder)
+    tls = f"tls: {{certificate: {certificate}, key: {key}}}, listen:"
+    with live_gateway(lab, configure(lab, fronts(lab).replace("listen:", tls))) as gateway:
+        url = gateway.logged("listening on https").split()[-1].replace("127.0.0.1", "localhost")
+        words = ("--key", "alice.key", "--token-file", "alice.token", "--ca")
+        assert listed(lab, url, *words, "ca.pem") == ["nap"]
+        assert "certificate verify failed" in listed(lab, url, *words, "other.pem")
+    assert "All connection attempts failed" in listed(lab, url, "--key", "alice.key")
+    assert "expected PEM certificates" in listed(lab, url, "--key", "alice.key", "--ca", "alice.key")
+
+
+def listed(of: Lab, url: str, *words: str) -> list[str] | str:
+    """The tools that a client of the proxy's sees, or its one line."""
+    request = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": META}})
+    with subprocess.Popen(
+        [FUMEHOOD, "sign-proxy", "--url", url, *words],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=of.env, cwd=of.folder,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(f"{request}\n")
+            process.stdin.flush()
+        if line := process.stdout.readline():
+            process.stdin.close()
+            assert process.wait(20) == 0
+            return [tool["name"] for tool in json.loads(line)["result"]["tools"]]
+        said = process.stderr.read()
+    assert process.returncode == 125
+    assert said.count("\n") == 1, said
+    return said

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,7 +66,10 @@ def check(config: Config = None, *, as_json: AsJson = False) -> None:
     except FumehoodError as error:
         common.append(error)
     listens = {"http": None if http is None else _http_facts(http)}
-    local = {"unix": reader.gateway.unix, "unix_users": dict(reader.gateway.unix_users)}
+    local = {
+        "unix": reader.gateway.unix, "unix_users": dict(reader.gateway.unix_users),
+        "unix_envelope": asdict(reader.gateway.unix_envelope),
+    }  # fmt: skip
     said = {"file": found.file, "servers": [_facts(row, reader.gateway.pins) for row in rows], **listens, **local}
     if as_json:
         typer.echo(json.dumps({**said, "problems": [_problem(each) for each in common]}, indent=2))
@@ -150,7 +153,8 @@ def _http_facts(http: HttpFront) -> dict[str, Any]:
             "issuers": [each.issuer for each in config.issuers],
             "senders": [issuer.sender_name(each.name) for issuer in config.issuers for each in issuer.senders],
         }
-    return {"listen": str(http.listen), "tls": http.tls is not None, "senders": http.senders.names(), "oauth": oauth}
+    facts = {"listen": str(http.listen), "tls": http.tls is not None, "senders": http.senders.names(), "oauth": oauth}
+    return {**facts, "envelope": asdict(http.envelope)}
 
 
 def _problem(error: FumehoodError) -> dict[str, str]:
@@ -185,12 +189,13 @@ def _print(file: str | None, rows: list[_Row], said: dict[str, Any], common: lis
         scheme = "https" if http["tls"] else "http"
         oauth = http["oauth"]
         senders = (*http["senders"], *(oauth["senders"] if oauth else ()))
-        console.print(f"{scheme}://{http['listen']} for {', '.join(senders)}")
+        console.print(f"{scheme}://{http['listen']} for {', '.join(senders)}; envelopes {http['envelope']['mode']}")
         if oauth and oauth["binding"] == "none":
             console.print("access tokens are bound to nobody: whoever gets hold of one can use it (`binding: none`)")
         elif oauth:
             console.print(f"access tokens for {oauth['resource']}, bound by {oauth['binding']}")
     if said["unix"] is not None:
-        console.print(f"unix socket {said['unix']} for " + ", ".join(["its owner", *said["unix_users"]]))
+        users = ", ".join(["its owner", *said["unix_users"]])
+        console.print(f"unix socket {said['unix']} for {users}; envelopes {said['unix_envelope']['mode']}")
     for error in (*(each for row in rows for each in row.problems), *common):
         console.print(str(error))

@@ -18,10 +18,11 @@ from fumehood.gateway_config import AUDIENCE
 from fumehood.reasons import Reason
 
 if TYPE_CHECKING:
+    import ssl
+
     from fumehood.gateway.sign_proxy import Identity
 
 _SECRET_BYTES = 16 * 1024
-_PEM_BYTES = 1024 * 1024
 
 
 def register(app: typer.Typer) -> None:
@@ -59,12 +60,12 @@ def sign_proxy(
     uid = os.getuid()
     identity = Identity(key=read_private_key(key, uid), audience=audience, sender=sender)
     token = None if token_file is None else _secret(token_file, uid)
-    authorities = None if ca is None else _text(ca)
+    trusted = _context(ca)
     import anyio
     import httpx2
 
     try:
-        anyio.run(_carry, identity, url, token, authorities, unix)
+        anyio.run(_carry, identity, url, token, trusted, unix)
     except Exception as error:
         first: BaseException = error
         while isinstance(first, BaseExceptionGroup):
@@ -77,12 +78,12 @@ def sign_proxy(
 
 
 async def _carry(
-    identity: Identity, url: str | None, token: str | None, authorities: str | None, unix: Path | None
+    identity: Identity, url: str | None, token: str | None, trusted: ssl.SSLContext, unix: Path | None
 ) -> None:
     from fumehood.gateway import sign_proxy, stdio
 
     source, sink = stdio.claim()
-    async with sign_proxy.over_http(url, token, authorities) if url is not None else sign_proxy.over_unix(str(unix)) as way:
+    async with sign_proxy.over_http(url, token, trusted) if url is not None else sign_proxy.over_unix(str(unix)) as way:
         await sign_proxy.carry(identity, source, sink, way)
 
 
@@ -108,9 +109,11 @@ def _secret(path: Path, uid: int) -> str:
     return token
 
 
-def _text(path: Path) -> str:
+def _context(ca: Path | None) -> ssl.SSLContext:
+    """What a gateway is recognised by. Raises FumehoodError."""
+    import ssl
+
     try:
-        with path.open(encoding="ascii") as file:
-            return file.read(_PEM_BYTES)
-    except (OSError, UnicodeDecodeError) as error:
-        raise FumehoodError(Reason.BAD_REQUEST, f"{path} cannot be read as PEM") from error
+        return ssl.create_default_context(cafile=None if ca is None else str(ca))
+    except OSError as error:  # ssl.SSLError is one
+        raise FumehoodError(Reason.BAD_REQUEST, f"--ca {ca}: expected PEM certificates: {error.strerror or error}") from error

@@ -71,8 +71,8 @@ class Proofs:
             "challenge": self._challenges.of(sender, connection), "audience": wanted.audience,
             "required": wanted.mode is EnvelopeMode.REQUIRED,
         }  # fmt: skip
-        if ":" in sender.name:
-            given["sender"] = sender.name.partition(":")[2]
+        if (name := _name(sender)) is not None:
+            given["sender"] = name
         return {CHALLENGE_KEY: given}
 
     async def admit(self, sender: Sender, connection: str | None, method: str, params: Mapping[str, Any]) -> Origin:
@@ -152,10 +152,15 @@ def _digest(method: str, params: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _disagreement(sender: Sender, key: SenderKey) -> Deny | None:
-    """Over HTTP the token says a name too (`http:NAME`). A local process's connection says only whose process it is."""
+def _name(sender: Sender) -> str | None:
+    """The operator's name for who sends (`http:NAME`, `oauth:NAME@issuer`, `unix:NAME`); None on the owner's own connections."""
     _, marked, name = sender.name.partition(":")
-    if not marked or name == key.name:
+    return name.partition("@")[0] if marked else None
+
+
+def _disagreement(sender: Sender, key: SenderKey) -> Deny | None:
+    """The operator named tokens and keys alike, so one name is one sender. The owner's own connections carry anybody's envelopes."""
+    if _name(sender) in (None, key.name):
         return None
     return Deny(reason=Reason.PROOF_INVALID, rule=_RULE, detail="the token is one sender's and the signature another's")
 

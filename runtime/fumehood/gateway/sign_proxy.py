@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -236,10 +237,8 @@ class _Proxy:
 
 
 @asynccontextmanager
-async def over_http(url: str, token: str | None, authorities: str | None) -> AsyncIterator[Way]:
-    """The way to a gateway over Streamable HTTP, by the SDK's client. `authorities` is PEM to trust in place of the system's."""
-    import ssl
-
+async def over_http(url: str, token: str | None, trusted: ssl.SSLContext) -> AsyncIterator[Way]:
+    """The way to a gateway over Streamable HTTP, by the SDK's client. Raises OSError or httpx2.HTTPError, in groups."""
     import httpx2
     from mcp.client.streamable_http import streamable_http_client
 
@@ -248,10 +247,9 @@ async def over_http(url: str, token: str | None, authorities: str | None) -> Asy
             _log.warning("the gateway answers HTTP %d: check --url, --token-file and the gateway's allowed hosts", status)
 
     heads = {} if token is None else {"Authorization": f"Bearer {token}"}
-    verify = ssl.create_default_context(cadata=authorities)
     timeout = httpx2.Timeout(30.0, read=None)  # a call may take its time, and a listening client waits for ever
     async with (
-        httpx2.AsyncClient(headers=heads, verify=verify, timeout=timeout, event_hooks={"response": [told]}) as client,
+        httpx2.AsyncClient(headers=heads, verify=trusted, timeout=timeout, event_hooks={"response": [told]}) as client,
         streamable_http_client(url, http_client=client, max_sse_event_size=None) as (received, sent),
     ):
 

@@ -315,11 +315,12 @@ async def test_a_revocation_holds_for_a_gateway_that_knows_the_key_already() -> 
 
 
 @pytest.mark.anyio
-async def test_the_token_of_one_sender_with_the_signature_of_another_is_refused() -> None:
-    alices, bobs = (Sender(uid=0, name=f"http:{name}") for name in ("alice", "bob"))
+@pytest.mark.parametrize("token", ["http:{}", "oauth:{}@issuer", "unix:{}"])
+async def test_the_token_of_one_sender_with_the_signature_of_another_is_refused(token: str) -> None:
+    alices, bobs = (Sender(uid=0, name=token.format(name)) for name in ("alice", "bob"))
     front = door(FakeLedger(senders={each.kid: each.known() for each in (ALICE, BOB)}))
     challenge = front.told(alices, None)[proofs.CHALLENGE_KEY]["challenge"]
-    assert await said(front, ALICE.sign("tools/call", PARAMS, challenge), alices, None) == ("http:alice", "admitted")
+    assert await said(front, ALICE.sign("tools/call", PARAMS, challenge), alices, None) == (alices.name, "admitted")
     message, reason = await said(front, BOB.sign("tools/call", PARAMS, challenge), alices, None)
     assert (reason, "another's" in message) == ("proof_invalid", True)
     assert (await said(front, ALICE.sign("tools/call", PARAMS, challenge), bobs, None))[1] == "challenge_stale"
