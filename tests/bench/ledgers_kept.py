@@ -37,8 +37,9 @@ FACTS = {
 }
 
 
-async def write(ledger: Running, writers: int, seconds: float, warm_s: float = 1.0) -> tuple[int, list[float], list[float]]:
-    """Calls that were opened and closed after a while, each answer waited for, and how long each open and close took in ms."""
+async def write(ledger: Running, writers: int, seconds: float, warm_s: float = 1.0) -> tuple[int, list[float], list[float], int]:
+    """Calls that were opened and closed after a while, each answer waited for, how long each open and close took in ms, and all calls."""
+    everything = 0
     opens: list[float] = []
     closes: list[float] = []
     since = time.monotonic() + warm_s
@@ -47,12 +48,14 @@ async def write(ledger: Running, writers: int, seconds: float, warm_s: float = 1
     async with client(ledger) as worker:
 
         async def one() -> None:
+            nonlocal everything
             while time.monotonic() < until:
                 made = call(task=task_id(time.time_ns() // 1_000_000, os.urandom(10)))
                 began = time.perf_counter()
                 await worker.open(made)
                 opened = time.perf_counter()
                 await worker.close(Outcome(task=made.task, result=Result.OK))
+                everything += 1
                 if time.monotonic() > since:
                     closes.append((time.perf_counter() - opened) * 1e3)
                     opens.append((opened - began) * 1e3)
@@ -60,7 +63,7 @@ async def write(ledger: Running, writers: int, seconds: float, warm_s: float = 1
         async with anyio.create_task_group() as group:
             for _ in range(writers):
                 group.start_soon(one)
-    return len(closes), opens, closes
+    return len(closes), opens, closes, everything
 
 
 def fill(

@@ -35,7 +35,7 @@ from fumehood.store.database import Transaction
 
 # Due after 256, put off while requests wait, and a batch of requests is some hundred: no honest ledger comes near this.
 LONGEST_STRETCH = 4 * MOST_ENTRIES
-_STATE, _CLOSED_AT = digests.RECORD.index("state"), digests.RECORD.index("closed_at")
+_STATE = digests.RECORD.index("state")
 _EDITED, _OPENING_EDITED = "the record was edited", "the record was edited, in what it was opened with"
 _LEASE_STATE = digests.LEASE.index("state")
 
@@ -193,8 +193,7 @@ class Audit:
             yield _at(entry, "events", "the timeline was edited")
         if more := sorted({row[0] for row in digests.lease_rows(self._conn, task)}.difference(said["held"])):
             yield _at(entry, "leases", f"lease {more[0]} was put in: the call had none such")
-        pruned = row is not None and row[_CLOSED_AT] is not None and row[_CLOSED_AT] <= self._pruned_until_s
-        if not self._egress_is(task, said["egress"], pruned=pruned):
+        if not self._egress_is(task, said["egress"], pruned=said["at"] <= self._pruned_until_s):
             yield _at(entry, "egress", "the egress log was edited")
         if entry.statement is None or hashlib.sha256(entry.statement.encode()).hexdigest() != said["says"]:
             yield _at(entry, "statement", "the statement of the receipt was edited")
