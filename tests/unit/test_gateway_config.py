@@ -15,6 +15,7 @@ from fumehood.gateway_config import (
     GatewayConfig,
     HttpConfig,
     Listen,
+    PinMode,
     ServerConfig,
     TlsConfig,
 )
@@ -63,6 +64,22 @@ gateway:
     assert config.parse("boxes: 1", "f").gateway is None
     assert config.parse("gateway:", "f").gateway is None
     assert config.parse("gateway: {}", "f").gateway == GatewayConfig()
+
+
+def test_the_mode_of_pins_is_the_gateways_but_for_servers_that_have_their_own() -> None:
+    text = "gateway: {pins: review, servers: {a: {profile: p}, b: {profile: p, pins: trust-first}, c: {profile: p, pins: review}}}"
+    found = config.parse(text, "f").gateway
+    assert found is not None
+    assert (found.pins, found.pinned_otherwise) == (PinMode.REVIEW, ("b",))
+    assert GatewayConfig().pins is PinMode.TRUST_FIRST
+
+
+def test_the_example_of_the_guide_to_pins_loads() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "pins.md").read_text()
+    (example,) = re.findall(r"```yaml\n(# config: .*?)```", guide, re.DOTALL)
+    found = config.parse(example, "f").gateway
+    assert found is not None
+    assert found.pinned_otherwise == ("time",)
 
 
 def test_the_example_of_the_guide_loads() -> None:
@@ -119,6 +136,8 @@ HTTP = "gateway: {http: {tokens_file: /t, %s}}"
         ("gateway: {unix: {path: /s, users: {a: 4294967295}}}", "gateway.unix.users.a: expected"),
         ("gateway: {unix: {path: /s, users: {A: 1}}}", "expected a name of a-z"),
         ("gateway: {unix: {path: /s, users: {a: 1, b: 1}}}", "gateway.unix.users.b: expected each uid once, found 1 again"),
+        ("gateway: {pins: reviw}", "f:1:17: gateway.pins: expected"),
+        ("gateway: {servers: {a: {profile: p, pins: off}}}", "gateway.servers.a.pins: expected"),
         ("gateway: {unix: {path: s}}", "f:1:24: gateway.unix.path: expected an absolute path"),
         ("gateway: {unix: {path: /%s}}" % ("a" * 107), "gateway.unix.path: expected a path of at most 107 bytes"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fumehood.faults import FumehoodError, Refused
-from fumehood.model import CommitMode, Limits, ReadOnlyMount, Scope, UserNamespace, WorkspaceMode
+from fumehood.model import ArgumentBounds, CommitMode, Limits, ReadOnlyMount, Scope, UserNamespace, WorkspaceMode
 from fumehood.profile import loader
 from fumehood.reasons import Reason
 
@@ -38,6 +38,7 @@ scope: session
 tools: {allow: [a, b]}
 resources: {allow: "*"}
 prompts: {allow: [p]}
+arguments: {string: 2KiB, items: 7, depth: 5, values: 9, open: [a, b/c]}
 engine: oci
 runtime: crun
 limits: {cpu: 2, memory: 1GiB, pids: 64, wall: 2m, idle: 30s, output: 64KiB, result: 1MiB, disk: unlimited,
@@ -73,6 +74,7 @@ accept_risk: [runc-1.1.5]
         tmp_bytes=2**20,
         open_files=99,
     )
+    assert profile.arguments == ArgumentBounds(string_bytes=2048, items=7, depth=5, values=9, open=("a", "b/c"))
     assert profile.filesystem.mounts == (ReadOnlyMount(source="/srv/data", name="data"),)
     assert profile.filesystem.protect == ("*.key",)
     assert profile.environment == (("A", "1"), ("B", "2"))
@@ -93,6 +95,10 @@ accept_risk: [runc-1.1.5]
         ("image: a\nlimits:\n  wall: 60", "3:9: limits.wall: expected a duration with its unit (ms, s, m, h)"),
         ("image: a\nlimits: {wall: 60MiB}", "2:16: limits.wall: expected a duration with its unit"),
         ("image: a\nlimits: {memory: 1KiB}", "2:18: limits.memory: expected between 8MiB and 16TiB, found 1KiB"),
+        ("image: a\narguments: {depth: 61}", "2:20: arguments.depth: expected"),
+        ("image: a\narguments: {string: 4}", "2:21: arguments.string: expected a size with its unit"),
+        ("image: a\narguments: {open: ['*', /a]}", "arguments.open[1]: expected a tool's name"),
+        ("image: a\narguments: {open: '*'}", "arguments.open: expected"),
         ("image: a\nlimits: {cpu: '1'}", "2:15: limits.cpu: expected a number, found '1'"),
         ("image: a\nlimits: {cpu: true}", "2:15: limits.cpu: expected a number, found True"),
         ("image: a\nlimits: {cpu: 0}", "2:15: limits.cpu: expected at least 0.01, found 0"),
