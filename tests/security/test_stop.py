@@ -36,7 +36,7 @@ import sys
 from fumehood.execution import running
 from fumehood import call
 import os
-where = os.environ["FUMEHOOD_STATE"] + "/stopped"
+where = "WHERE"
 def tried(*doing):
     try:
         doing[0](*doing[1:])
@@ -147,7 +147,7 @@ def test_a_worker_that_asks_no_ledger_gets_no_box(lab: Lab, engine: str) -> None
 
 def test_a_worker_cannot_take_the_operators_word_back(lab: Lab) -> None:
     stop(lab)
-    done = lab.attacked(UNLINK, "oci", "true")
+    done = lab.attacked(UNLINK.replace("WHERE", str(lab.state / "stopped")), "oci", "true")
     assert done.said["reason"] == "stopped"
     assert done.stderr.splitlines() == ["Permission denied"] * 3
     assert (lab.state / "stopped").exists()
@@ -241,8 +241,9 @@ def test_a_user_without_root_stops_their_own(user_lab: UserLab) -> None:
         assert done.seconds < 5
         assert (done.said["boxes_killed"], done.said["calls_lost"]) == (1, 0), done
         assert live.end().status != 0
-    refused = user_lab.run("oci", "true")
-    assert refused.said["reason"] == "stopped"
+    refused = user_lab.attacked(UNLINK.replace("WHERE", str(user_lab.state / "stopped")), "oci", "true")
+    assert refused.said["reason"] == "stopped", "nor does a worker of the user's own uid take it back"
+    assert refused.stderr.splitlines() == ["Permission denied"] * 3
     assert user_lab.fumehood("start").status == 0
     assert user_lab.run("oci", "true").status == 0
 

@@ -264,8 +264,8 @@ def test_the_other_processes_are_not_told_where_secrets_are(tmp_path: Path) -> N
     again, sent = wire.pair()
     wire.send(sent, got[0])
     sent.close()
-    briefed, fds = launch._briefed(again)
-    assert (briefed, fds) == (replace(chosen, outward=OutwardConfig()), [])
+    briefed = launch._briefed(again)
+    assert briefed == (replace(chosen, outward=OutwardConfig()), [])
 
 
 def test_nothing_that_decides_of_credentials_lies_in_a_workspace(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Door:
     def __init__(self, folder: Path, verbs: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]) -> None:
         """Listen in the runtime's folder, in a thread of its own."""
         self._verbs = verbs
+        self._answering = 0
+        self._changed = threading.Condition()
         self._path = folder / knocking.DOOR
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         before = os.umask(0o177)
@@ -41,11 +43,13 @@ class Door:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and return when whoever was promised an answer has it: a stop ends runtimes, this one too."""
         self._path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._answering, knocking.ANSWER_S)
 
     def _serve(self) -> None:
         while True:
@@ -67,6 +71,10 @@ class Door:
             return
         message, fds = got
         wire.close_all(fds)
+        with self._promised():
+            self._reply(peer, uid, message)
+
+    def _reply(self, peer: socket.socket, uid: int, message: Mapping[str, Any]) -> None:
         try:
             answer, args = self._verbs.get(str(message.get("verb"))), message.get("args")
             if uid != os.geteuid() or answer is None:
@@ -76,6 +84,17 @@ class Door:
             wire.send(peer, {"id": 0, **wire.reply_of_error(error)})
         else:
             wire.send(peer, {"id": 0, "ok": said})
+
+    @contextlib.contextmanager
+    def _promised(self) -> Iterator[None]:
+        with self._changed:
+            self._answering += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._answering -= 1
+                self._changed.notify_all()
 
 
 def end_elsewhere(runs: Path, runtime_id: str, task: str) -> None:

@@ -65,12 +65,14 @@ def stop(
     chosen = launch.settings(config)
     launch.prepare(chosen)
     why = reason.encode("utf-8", "replace").decode()[: stopping.WHY_CHARS]  # a terminal may send what is no text
-    told = stopping.Stop(who=chosen.caller_name, uid=chosen.caller_uid, at_s=time.time(), why=why)
+    word = stopping.Stop(who=chosen.caller_name, uid=chosen.caller_uid, at_s=time.time(), why=why)
     try:
-        stopping.write(chosen.state, told)
+        stopping.write(chosen.state, word)
     except OSError as error:
         raise FumehoodError(Reason.STATE_UNAVAILABLE, f"{chosen.state.stopped}: {error.strerror}") from error
-    answers = knocking.ask_all(_living(chosen.state), "stop", RUNTIMES_S)
+    said = knocking.ask_all(_living(chosen.state), "stop", RUNTIMES_S)
+    # One that was just ending need not have answered.
+    answers = {name: told for name, told in said.items() if told is not None or _is_held(chosen.state.run / name / "lock")}
     left_s = max(_LEAST_S, LIMIT_S - (time.monotonic() - began_s))
     summary = _summed(answers)
     try:
@@ -78,10 +80,10 @@ def stop(
         with launch.started(chosen, lambda: None, broker=False) as processes:
             import anyio
 
-            summary |= anyio.run(_revoke_and_note, processes, left_s, told, summary)
+            summary |= anyio.run(_revoke_and_note, processes, left_s, word, summary)
     except FumehoodError as error:
         summary["problem"] = f"leases, and the note of this stop: {error}"
-    summary |= {"stopped": told.line(), "seconds": round(time.monotonic() - began_s, 2)}
+    summary |= {"stopped": word.line(), "seconds": round(time.monotonic() - began_s, 2)}
     if as_json:
         sys.stdout.write(json.dumps(summary, indent=2) + "\n")
     else:
