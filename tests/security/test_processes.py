@@ -183,7 +183,7 @@ from fumehood.broker.enter import Move
 enter = box.enter
 def more(helper, pidfd, operations, *, user_namespace):
     stray = mounting.clone_mount(os.open("/etc", os.O_RDONLY | os.O_DIRECTORY))
-    enter(helper, pidfd, [*operations, Move(stray, "/mnt")], user_namespace=user_namespace)
+    return enter(helper, pidfd, [*operations, Move(stray, "/mnt")], user_namespace=user_namespace)
 box.enter = more
 """,
     "a host directory over a place in /proc": """
@@ -194,7 +194,7 @@ enter = box.enter
 def more(helper, pidfd, operations, *, user_namespace):
     stray = mounting.clone_mount(os.open("/etc", os.O_RDONLY | os.O_DIRECTORY))
     mounting.restrict_mount(stray, mounting.RDONLY)
-    enter(helper, pidfd, [*operations, Move(stray, "/proc/fs")], user_namespace=user_namespace)
+    return enter(helper, pidfd, [*operations, Move(stray, "/proc/fs")], user_namespace=user_namespace)
 box.enter = more
 """,
     "a host directory instead of /tmp": """
@@ -206,7 +206,7 @@ def more(helper, pidfd, operations, *, user_namespace):
     other = mounting.clone_mount(os.open("/var/tmp", os.O_RDONLY | os.O_DIRECTORY))
     mounting.restrict_mount(other, mounting.NOSUID | mounting.NODEV)
     changed = [Move(other, "/tmp") if getattr(op, "place", "") == "/tmp" else op for op in operations]
-    enter(helper, pidfd, changed, user_namespace=user_namespace)
+    return enter(helper, pidfd, changed, user_namespace=user_namespace)
 box.enter = more
 """,
     "a missing /dev of ours": """
@@ -214,8 +214,25 @@ from fumehood.broker import box
 enter = box.enter
 def fewer(helper, pidfd, operations, *, user_namespace):
     kept = [op for op in operations if getattr(op, "place", "") not in ("/dev", "/dev/shm")]
-    enter(helper, pidfd, kept, user_namespace=user_namespace)
+    return enter(helper, pidfd, kept, user_namespace=user_namespace)
 box.enter = fewer
+""",
+}
+# Of boxes without a user namespace, which have a passwd file of their own.
+LIES_OF_NAMES = {
+    "a host's file as the box's passwd": """
+import os
+from fumehood.broker import box, mounting
+from fumehood.broker.enter import Cover
+box.name_uid = lambda *_: [Cover(mounting.clone_mount(os.open("/etc/passwd", os.O_PATH)), "/etc/passwd")]
+""",
+    "no passwd of the box's": """
+from fumehood.broker import box
+enter = box.enter
+def without(helper, pidfd, operations, *, user_namespace):
+    enter(helper, pidfd, [op for op in operations if op.__class__.__name__ != "Cover"], user_namespace=user_namespace)
+    return []
+box.enter = without
 """,
 }
 
@@ -226,12 +243,12 @@ SEEN_ON_BOTH = {"an allow-all filter", "a stray mount", "a host directory instea
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize(
     ("engine", "lie"),
-    [*(("oci", lie) for lie in LIES), *(("docker", lie) for lie in sorted(SEEN_ON_BOTH))],  # the same code judges both
+    [*(("oci", lie) for lie in LIES), *(("docker", lie) for lie in (*sorted(SEEN_ON_BOTH), *LIES_OF_NAMES))],  # the same code judges both
     indirect=["engine"],
 )
 def test_a_box_that_is_not_as_planned_is_killed_before_its_first_instruction(lab: Lab, engine: str, lie: str) -> None:
     workspace = lab.workspace("readback")
-    done = lab.attacked(LIES[lie], engine, "python3", "-c", "open('/workspace/ran', 'w')", workspace=workspace)
+    done = lab.attacked({**LIES, **LIES_OF_NAMES}[lie], engine, "python3", "-c", "open('/workspace/ran', 'w')", workspace=workspace)
     assert (done.status, done.said["outcome"], done.said["reason"]) == (137, "killed", "readback_mismatch"), done.said
     assert not (workspace / "ran").exists()
     assert lab.record("task", done.said["task"])["reason"] == "readback_mismatch"
