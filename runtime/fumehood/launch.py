@@ -233,6 +233,8 @@ class Crew:
 
         def witness(sock: socket.socket, _: list[socket.socket]) -> None:
             confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
+            if chosen.rootless:
+                confine.give_up_files(chosen.images)
             confine.install_filter(program)
             witnessing.serve(sock)
 

@@ -191,7 +191,7 @@ class Audit:
             self._lost_from_before += 1
         if digests.digest(digests.event_rows(self._conn, task)) != said["events"]:
             yield _at(entry, "events", "the timeline was edited")
-        if more := sorted({row[0] for row in digests.lease_rows(self._conn, task)}.difference(said["held"])):
+        if more := sorted(digests.lease_names(self._conn, task).difference(said["held"])):
             yield _at(entry, "leases", f"lease {more[0]} was put in: the call had none such")
         if not self._egress_is(task, said["egress"], pruned=said["at"] <= self._pruned_until_s):
             yield _at(entry, "egress", "the egress log was edited")
@@ -219,7 +219,7 @@ class Audit:
                 yield _at(opened.entry, "opening", _OPENING_EDITED)
             if row[_STATE] == "closed":
                 yield _at(opened.entry, "record", "the record says that it is closed, and no entry says so")
-            if more := sorted({row[0] for row in digests.lease_rows(self._conn, task)} - opened.leases):
+            if more := sorted(digests.lease_names(self._conn, task) - opened.leases):
                 yield _at(opened.entry, "leases", f"lease {more[0]} was put in: no entry speaks of it")
         for lease, opened in self._leases.items():
             row = digests.lease_row(self._conn, lease)

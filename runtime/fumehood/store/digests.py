@@ -89,6 +89,11 @@ def lease_rows(conn: Transaction, task: str) -> list[Row]:
     return conn.run(_LEASES, (task,)).fetchall()
 
 
+def lease_names(conn: Transaction, task: str) -> set[str]:
+    """The leases that a task has."""
+    return {lease for (lease,) in conn.run("SELECT lease FROM leases WHERE task = ?", (task,))}
+
+
 def egress_totals(conn: Transaction, task: str) -> Row | None:
     """A task's (entries, bytes, dropped, counters, digest); None when it has no log."""
     found: Row | None = conn.run(_TOTALS, (task,)).fetchone()
