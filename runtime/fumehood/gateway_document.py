@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
 
 from fumehood import gateway_config as values
-from fumehood.profile.fields import AbsolutePath, Name, Strict, Text, duration, expected, matching
+from fumehood.profile.fields import AbsolutePath, Name, Strict, Text, checked, duration, matching
 from fumehood.profile.files import NAME_PATTERN
 from fumehood.profile.problems import Problem, Problems
 from fumehood.profile.source import Source
@@ -19,19 +19,6 @@ if TYPE_CHECKING:
 
 # No underscore: the first `__` of a prefixed tool's name always ends the server's, so no two servers' tools collide.
 SERVER_NAME = r"^[a-z0-9][a-z0-9-]{0,31}$"
-
-
-def _checked(check: Callable[[str], object]) -> BeforeValidator:
-    def validated(value: object) -> object:
-        if not isinstance(value, str):
-            raise expected(f"expected a string, found {value!r}")
-        try:
-            check(value)
-        except ValueError as error:
-            raise expected(str(error)) from None
-        return value
-
-    return BeforeValidator(validated)
 
 
 def _server_name(name: str) -> None:
@@ -55,21 +42,21 @@ def _socket(path: str) -> None:
 
 
 _OF_A_BOX = ("workspace", "command", "engine")
-ServerName = Annotated[str, _checked(_server_name), WithJsonSchema({"type": "string", "pattern": SERVER_NAME})]
-SocketPath = Annotated[AbsolutePath, _checked(_socket)]
+ServerName = Annotated[str, checked(_server_name), WithJsonSchema({"type": "string", "pattern": SERVER_NAME})]
+SocketPath = Annotated[AbsolutePath, checked(_socket)]
 
 
 class UpstreamDocument(Strict):
     """A remote MCP server: nothing runs here, and every call goes through a gate of its own."""
 
-    url: Annotated[str, _checked(values.url_of)] = Field(description="https://name[:port]/path of its Streamable HTTP.")
+    url: Annotated[str, checked(values.url_of)] = Field(description="https://name[:port]/path of its Streamable HTTP.")
     credential: Name | None = Field(
         default=None, description="One of `credentials`, leased for each call: the bearer token that the gate sends."
     )
-    resource: Annotated[str, _checked(values.resource_of)] | None = Field(
+    resource: Annotated[str, checked(values.resource_of)] | None = Field(
         default=None, description="What the token is asked for (RFC 8707), where the credential's kind can say so."
     )
-    addresses: tuple[Annotated[str, _checked(values.network_of)], ...] = Field(
+    addresses: tuple[Annotated[str, checked(values.network_of)], ...] = Field(
         default=(), strict=False, description="Networks its name may resolve to beside public ones. Default: none."
     )
 
@@ -77,7 +64,7 @@ class UpstreamDocument(Strict):
 class ServerDocument(Strict):
     """One server behind the gateway."""
 
-    profile: Annotated[str, _checked(_profile)] = Field(description="A profile's name, or an absolute path to one.")
+    profile: Annotated[str, checked(_profile)] = Field(description="A profile's name, or an absolute path to one.")
     workspace: AbsolutePath | None = Field(default=None, description="A directory the server sees at /workspace.")
     command: tuple[Text, ...] = Field(
         default=(), strict=False, description="The server's argv; default: the profile's."
@@ -120,7 +107,7 @@ OAuthSection = Annotated[
 class HttpDocument(Strict):
     """The gateway over HTTP, for senders with a token: one of `tokens_file`, or an access token by `oauth`."""
 
-    listen: Annotated[str, _checked(values.listen_of)] | None = Field(
+    listen: Annotated[str, checked(values.listen_of)] | None = Field(
         default=None,
         description="HOST:PORT with a literal address; beyond loopback only with `tls`. Default: --http's.",
     )
@@ -129,10 +116,10 @@ class HttpDocument(Strict):
     )
     oauth: OAuthSection | None = None
     tls: TlsDocument | None = Field(default=None, description="Serve HTTPS.")
-    allowed_hosts: tuple[Annotated[str, _checked(values.host_of)], ...] = Field(
+    allowed_hosts: tuple[Annotated[str, checked(values.host_of)], ...] = Field(
         default=(), strict=False, description="Names in a Host header, without ports. Default: the address itself."
     )
-    allowed_origins: tuple[Annotated[str, _checked(values.origin_of)], ...] = Field(
+    allowed_origins: tuple[Annotated[str, checked(values.origin_of)], ...] = Field(
         default=(), strict=False, description="Origins whose pages may call, as browsers write them. Default: none."
     )
     envelope: EnvelopeDocument = Field(default_factory=EnvelopeDocument, description="Whether requests are signed.")

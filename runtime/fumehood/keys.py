@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import fcntl
-import hashlib
 import json
 import os
 import stat
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from fumehood.faults import FumehoodError, LedgerGone
 from fumehood.reasons import Reason
+from fumehood.thumbprint import text_of, thumbprint
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -151,7 +151,7 @@ class KeyFolder:
 
         private = Ed25519PrivateKey.generate()
         raw = private.public_key().public_bytes_raw()
-        jwk = {**_members(raw), "d": _encoded(private.private_bytes_raw()), "kid": thumbprint(raw), "nbf": int(time.time())}
+        jwk = {**_members(raw), "d": text_of(private.private_bytes_raw()), "kid": thumbprint(text_of(raw)), "nbf": int(time.time())}
         self._write(jwk)
         return jwk
 
@@ -180,19 +180,13 @@ class KeyFolder:
             os.close(fd)
 
 
-def thumbprint(raw: bytes) -> str:
-    """RFC 7638: the digest of the members that make the key, in order and without spaces."""
-    form = json.dumps(_members(raw), sort_keys=True, separators=(",", ":"))
-    return _encoded(hashlib.sha256(form.encode()).digest())
-
-
 def jwks(keys: Sequence[PublicKey]) -> dict[str, Any]:
     """The public keys as others take them in."""
     return {"keys": [key.jwk() for key in keys]}
 
 
 def _members(raw: bytes) -> dict[str, str]:
-    return {"crv": "Ed25519", "kty": "OKP", "x": _encoded(raw)}
+    return {"crv": "Ed25519", "kty": "OKP", "x": text_of(raw)}
 
 
 def _public(jwk: Mapping[str, Any]) -> PublicKey:
@@ -200,17 +194,13 @@ def _public(jwk: Mapping[str, Any]) -> PublicKey:
     if jwk["kty"] != "OKP" or jwk["crv"] != "Ed25519" or len(raw) != 32:
         raise ValueError("it is no JWKS of Ed25519 keys")
     # The name is made here: a key that bears another's would be taken for it.
-    return PublicKey(thumbprint(raw), raw, float(jwk.get("nbf", 0)), float(jwk["exp"]) if "exp" in jwk else None)
+    return PublicKey(thumbprint(text_of(raw)), raw, float(jwk.get("nbf", 0)), float(jwk["exp"]) if "exp" in jwk else None)
 
 
 def _signing(jwk: Mapping[str, Any]) -> SigningKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return SigningKey(_public(jwk), Ed25519PrivateKey.from_private_bytes(_decoded(jwk["d"])))
-
-
-def _encoded(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def _decoded(text: str) -> bytes:

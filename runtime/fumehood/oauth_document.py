@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from fumehood import gateway_config
 from fumehood import oauth_config as values
 from fumehood.oauth_config import Binding
-from fumehood.profile.fields import AbsolutePath, Strict, Text, duration, expected, matching
+from fumehood.profile.fields import AbsolutePath, Strict, Text, checked, duration, matching
 from fumehood.profile.problems import Problem
 from fumehood.profile.source import Path, Source
 
@@ -19,19 +19,6 @@ _NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 _MAX_CLAIMS = 8
 # What the gateway judges itself; as a sender's claim it would look like a second rule beside its own.
 _JUDGED = ("iss", "aud", "exp", "nbf", "iat", "jti", "cnf", "scope")
-
-
-def _checked(check: Callable[[str], object]) -> BeforeValidator:
-    def validated(value: object) -> object:
-        if not isinstance(value, str):
-            raise expected(f"expected a string, found {value!r}")
-        try:
-            check(value)
-        except ValueError as error:
-            raise expected(str(error)) from None
-        return value
-
-    return BeforeValidator(validated)
 
 
 Claim = Annotated[str, *matching(_CLAIM, "a claim's name")]
@@ -43,10 +30,10 @@ class KeysDocument(Strict):
     """Where an issuer's public keys are, as a JWK Set (RFC 7517): `file` or `url`."""
 
     file: AbsolutePath | None = Field(default=None, description="A file that only root and you can write.")
-    url: Annotated[str, _checked(gateway_config.url_of)] | None = Field(
+    url: Annotated[str, checked(gateway_config.url_of)] | None = Field(
         default=None, description="https://name[:port]/path; read by the gateway itself, through the checks of every way out."
     )
-    addresses: tuple[Annotated[str, _checked(gateway_config.network_of)], ...] = Field(
+    addresses: tuple[Annotated[str, checked(gateway_config.network_of)], ...] = Field(
         default=(), strict=False, description="Networks the URL's name may resolve to beside public ones. Default: none."
     )
 
@@ -54,7 +41,7 @@ class KeysDocument(Strict):
 class IssuerDocument(Strict):
     """One authorization server, and whom of its subjects the gateway serves."""
 
-    issuer: Annotated[str, _checked(values.issuer_of)] = Field(description="Exactly as `iss` in its tokens.")
+    issuer: Annotated[str, checked(values.issuer_of)] = Field(description="Exactly as `iss` in its tokens.")
     jwks: KeysDocument
     algorithms: tuple[Literal[values.ALGORITHMS], ...] = Field(  # type: ignore[valid-type] # one list of them
         strict=False, description="What it signs with; nothing else is believed."
@@ -71,14 +58,14 @@ class IssuerDocument(Strict):
 class OAuthDocument(Strict):
     """The gateway as an OAuth resource server, beside or in place of `tokens_file`."""
 
-    resource: Annotated[str, _checked(values.resource_of)] = Field(
+    resource: Annotated[str, checked(values.resource_of)] = Field(
         description="This gateway's identifier, which `aud` of a token must have (RFC 8707): the URL that clients call."
     )
     issuers: tuple[IssuerDocument, ...] = Field(max_length=values.MAX_ISSUERS, strict=False)
     binding: Literal["dpop", "mtls", "either", "none"] = Field(
         description="What shows that a token is its user's: dpop (RFC 9449), mtls (RFC 8705), either; `none` takes stolen ones too."
     )
-    scopes: tuple[Annotated[str, _checked(values.scope_of)], ...] = Field(
+    scopes: tuple[Annotated[str, checked(values.scope_of)], ...] = Field(
         default=(), max_length=values.MAX_SCOPES, strict=False, description="What every token must be good for. Default: nothing."
     )
     client_authorities: AbsolutePath | None = Field(

@@ -14,7 +14,7 @@ import pytest
 from joserfc.jwk import OKPKey
 
 from fumehood.faults import LedgerGone
-from fumehood.keys import FOLDER, KeyFolder, PublicKey, jwks, public_keys, thumbprint
+from fumehood.keys import FOLDER, KeyFolder, PublicKey, jwks, public_keys
 from fumehood.reasons import Reason
 
 
@@ -36,7 +36,7 @@ def test_a_key_is_made_when_it_is_first_wanted_and_private(tmp_path: Path) -> No
 def test_a_key_is_named_by_its_rfc_7638_thumbprint_as_another_library_makes_it(tmp_path: Path) -> None:
     key = KeyFolder(tmp_path).current().public
     jwk = {name: value for name, value in key.jwk().items() if name in {"kty", "crv", "x"}}
-    assert OKPKey.import_key(jwk).thumbprint() == key.kid == thumbprint(key.raw)
+    assert OKPKey.import_key(jwk).thumbprint() == key.kid
 
 
 def test_what_is_exported_has_no_private_half_and_verifies_elsewhere(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fumehood.broker.kernel_files import whole
 from fumehood.faults import BoxFailed
 from fumehood.model import Usage
 from fumehood.reasons import Reason
@@ -66,7 +67,7 @@ class Trees:
     def places_of(self, pid: int) -> dict[str, str]:
         """Where the kernel has a process, by controller. Text, because a `Path` takes 10 us and this is asked four times a box."""
         found: dict[str, str] = {}
-        for line in _get("/proc", f"{pid}/cgroup").splitlines():
+        for line in whole(f"/proc/{pid}/cgroup").splitlines():
             _, names, path = line.split(":", 2)
             below = path.rstrip("/")
             for name in names.split(","):
@@ -340,7 +341,7 @@ def _delegate(trees: Trees, relative: str) -> None:
     for part in ("", *Path(relative).parent.parts):
         folder = folder / part
         folder.mkdir(exist_ok=True)
-        if not set(wanted.replace("+", "").split()) <= set(_get(folder, "cgroup.subtree_control").split()):
+        if not set(wanted.replace("+", "").split()) <= set(whole(folder / "cgroup.subtree_control").split()):
             _write(folder, "cgroup.subtree_control", wanted)
 
 
@@ -360,7 +361,7 @@ def _kill_member(pid: int, group: Group) -> None:
 
 def _pids(folder: Path) -> list[int]:
     try:
-        return [int(line) for line in _get(folder, "cgroup.procs").split()]
+        return [int(line) for line in whole(folder / "cgroup.procs").split()]
     except OSError:
         return []
 
@@ -376,20 +377,8 @@ def _write(folder: Path, name: str, value: object) -> None:
         os.close(fd)
 
 
-def _get(folder: Path | str, name: str) -> str:
-    """A small file of the kernel's, whole. Some thirty of them a box, and `Path.read_text` takes five times as long."""
-    fd = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        pieces = [os.read(fd, 65536)]
-        while pieces[-1]:
-            pieces.append(os.read(fd, 65536))
-    finally:
-        os.close(fd)
-    return b"".join(pieces).decode("utf-8", "surrogateescape")
-
-
 def _number(folder: Path, name: str) -> int:
-    first = _get(folder, name).split()[0]
+    first = whole(folder / name).split()[0]
     return 2**63 if first == "max" else int(first)
 
 
@@ -402,7 +391,7 @@ def _maybe(folder: Path, name: str) -> int | None:
 
 def _field(folder: Path, name: str, field: str) -> int | None:
     try:
-        for line in _get(folder, name).splitlines():
+        for line in whole(folder / name).splitlines():
             key, _, value = line.partition(" ")
             if key == field:
                 return int(value)
@@ -413,7 +402,7 @@ def _field(folder: Path, name: str, field: str) -> int | None:
 
 def _io(folder: Path) -> tuple[int | None, int | None]:
     try:
-        lines = _get(folder, "io.stat").splitlines()
+        lines = whole(folder / "io.stat").splitlines()
     except OSError:
         return (None, None)
     if not lines:

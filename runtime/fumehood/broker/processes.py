@@ -14,6 +14,7 @@ import select
 import signal
 from collections.abc import Callable
 
+from fumehood.broker.kernel_files import whole
 from fumehood.faults import BoxFailed
 from fumehood.reasons import Reason
 
@@ -79,15 +80,8 @@ def status_fields(pid: int) -> dict[str, str]:
 
 
 def read(pid: int, name: str) -> str:
-    """A file of /proc/PID, whole. Raises OSError. A file object would take as long again to make, for two dozen of them a box."""
-    fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        pieces = [os.read(fd, 65536)]
-        while pieces[-1]:
-            pieces.append(os.read(fd, 65536))
-    finally:
-        os.close(fd)
-    return b"".join(pieces).decode("utf-8", "surrogateescape")
+    """A file of /proc/PID, whole. Raises OSError."""
+    return whole(f"/proc/{pid}/{name}")
 
 
 def seccomp_filters(pid: int) -> list[bytes]:

@@ -23,6 +23,20 @@ def expected(message: str) -> PydanticCustomError:
     return PydanticCustomError("expected", "{message}", {"message": message})
 
 
+def checked(check: Callable[[str], object]) -> BeforeValidator:
+    """A string that `check` does not raise ValueError for, whose text says what was expected."""
+    def validated(value: object) -> object:
+        if not isinstance(value, str):
+            raise expected(f"expected a string, found {value!r}")
+        try:
+            check(value)
+        except ValueError as error:
+            raise expected(str(error)) from None
+        return value
+
+    return BeforeValidator(validated)
+
+
 def measured(parse: Callable[[object], float], show: Callable[[Any], str], low: float, high: float) -> BeforeValidator:
     """A number that `parse` reads from a text, between two that `show` can write."""
     def check(value: object) -> float:
