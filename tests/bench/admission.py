@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+from admitting import admitted
 from figures import percentile
 from ledgers_kept import STEPS, fill, mark, marked, size_of, write
 from measured import Figure, document, table
@@ -104,7 +105,21 @@ def million(wanted: argparse.Namespace) -> list[Figure]:
     return figures
 
 
-PARTS: Mapping[str, Callable[[argparse.Namespace], list[Figure]]] = {"durable": durable, "verify": verify, "million": million}
+def before(wanted: argparse.Namespace) -> list[Figure]:
+    """Everything that a signed call of 10 KB goes through before its box, with a ledger that makes nonce and record durable."""
+    with _folder(wanted) as folder:
+        found = admitted(folder, wanted.requests)
+    return [
+        Figure("the envelope of a 10 KB call, without its nonce's commit", percentile(found["the envelope alone"], 50), "ms p50", 1),
+        Figure("the envelope of a 10 KB call, without its nonce's commit", percentile(found["the envelope alone"], 99), "ms p99"),
+        Figure("read, verify, nonce and record of a signed 10 KB call", percentile(found["the whole"], 50), "ms p50", 3),
+        Figure("read, verify, nonce and record of a signed 10 KB call", percentile(found["the whole"], 99), "ms p99", 8),
+    ]
+
+
+PARTS: Mapping[str, Callable[[argparse.Namespace], list[Figure]]] = {
+    "before": before, "durable": durable, "verify": verify, "million": million,
+}  # fmt: skip
 
 
 def _processor_s(pid: int) -> float:
@@ -145,6 +160,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench admission", description="What evidence costs a call.")
     parser.add_argument("--only", action="append", choices=list(PARTS), help="only this part; may be repeated; `million` takes half an hour")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long writers write (default 10)")
+    parser.add_argument("--requests", type=int, default=500, help="signed requests for `before` (default 500)")
     parser.add_argument("--calls", type=int, default=20_000, help="closed calls for `verify` (default 20,000)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of what is compared (default 5)")
     parser.add_argument("--disk", type=Path, default=Path("/var/tmp"), help="a folder on the disk to measure (default /var/tmp)")
