@@ -112,7 +112,7 @@ class FakeLedger:
             raise _not_possible("open", call.task)
         self.states[call.task] = State.OPEN
         self.calls[call.task] = call
-        return Opened() if call.pin is None else Opened(pin=self.pin_state(call))
+        return Opened() if call.pin is None or call.pin_of is None else Opened(pin=self.pin_state(call))
 
     async def pins_seen(
         self, of: PinOf, profile: str, declared: str, definitions: Sequence[Definition]

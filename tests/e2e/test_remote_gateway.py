@@ -64,12 +64,13 @@ def test_a_remote_server_is_called_by_the_real_gateway_under_its_own_token(lab: 
 def test_stop_ends_a_call_that_has_no_box_whether_the_worker_helps_or_not(lab: Lab, nothing_left: None, *, helps: bool) -> None:  # noqa: ARG001
     """A worker that was taken over has its connections to remote servers, and no box that it could lose."""
     seen: list[Asked] = []
+    name = f"slow-{helps}".lower()  # each run's server has an address of its own: under one name it would be a changed server
     profile, trusted = lab.folder / "profiles/slow.yaml", lab.folder / "authority.pem"
     profile.write_text("remote: true\ntools: {allow: [slow_compute]}\nlimits: {wall: 60s}\n")
     trusted.write_text(authority().pem)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(everything(seen=seen)) as url:
         upstream = f"{{url: '{url}', addresses: [127.0.0.0/8]}}"
-        file = configure(lab, f"{{servers: {{slow: {{profile: {profile}, upstream: {upstream}}}}}}}", f"egress: {{authorities: {trusted}}}")
+        file = configure(lab, f"{{servers: {{{name}: {{profile: {profile}, upstream: {upstream}}}}}}}", f"egress: {{authorities: {trusted}}}")
         with live_gateway(lab, file) as gateway:
             assert gateway.tools() == ["slow_compute"]
             asked = len(seen)

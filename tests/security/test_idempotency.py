@@ -22,6 +22,7 @@ TELLER = Path(__file__).resolve().parents[1] / "e2e" / "servers" / "teller.py"
 DIRECT = """\
 command: [python3, /workspace/teller.py]
 tools: {allow: [mark]}
+arguments: {open: [mark]}
 filesystem: {workspace: direct}
 limits: {wall: 30s, disk: unlimited}
 """

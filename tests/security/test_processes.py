@@ -94,8 +94,8 @@ def test_a_taken_over_worker_cannot_have_the_broker_change_a_host_files_owner(la
 import os
 from fumehood.brokering import BrokerClient
 start = BrokerClient.start
-async def lying(self, task, argv, env, stdio):
-    return await start(self, task, argv, env, (os.open({str(target)!r}, os.O_RDONLY), *stdio[1:]))
+async def lying(self, task, argv, env, stdio, **rest):
+    return await start(self, task, argv, env, (os.open({str(target)!r}, os.O_RDONLY), *stdio[1:]), **rest)
 BrokerClient.start = lying
 """
     done = lab.attacked(patch, engine, "python3", "-c", "print('ran')")
@@ -134,7 +134,7 @@ def test_garbage_from_the_worker_ends_the_runtime_and_leaves_nothing(lab: Lab, m
 import socket
 from fumehood import wire
 from fumehood.brokering import BrokerClient
-async def garbage(self, task, argv, env, stdio):
+async def garbage(self, task, argv, env, stdio, **rest):
     self._asker._sock.send({message!r} or b" ")
     return {{}}
 BrokerClient.start = garbage

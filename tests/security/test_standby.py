@@ -25,6 +25,7 @@ PROGRAM = (Path(__file__).parent / "inside" / "standing.py").read_text()
 PROFILE = """\
 command: [python3, -uc, {program}, {marker}, {mode}]
 tools: {{allow: "*"}}
+arguments: {{open: ["*"]}}
 pool: {{started: {started}}}
 {more}
 """

@@ -27,7 +27,8 @@ KEPT = "command: [python3, /workspace/stateful.py]\ntools: {allow: '*'}\nscope: 
 WAIT = "import time; print('up', flush=True); time.sleep(100)"
 SKIP_LEDGER = """
 from fumehood.evidence import client
-async def open(self, call): pass
+from fumehood.ports import Opened
+async def open(self, call): return Opened()
 client.LedgerClient.open = open
 client.LedgerClient.event = client.LedgerClient.close = lambda self, *args: open(self, None)
 """

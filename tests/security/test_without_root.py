@@ -300,7 +300,7 @@ WAYS = {{
     "signal": lambda: os.kill({victim.pid}, 0),
     "execute": lambda: os.execv("/bin/true", ["true"]),
 }}
-async def prying(self, *args):
+async def prying(self, *args, **rest):
     told = {{}}
     for name, way in WAYS.items():
         try:
@@ -308,7 +308,7 @@ async def prying(self, *args):
         except OSError as error:
             told[name] = error.strerror
     sys.stderr.write(json.dumps(told) + chr(10))
-    return await start(self, *args)
+    return await start(self, *args, **rest)
 BrokerClient.start = prying
 """
         try:

@@ -33,6 +33,7 @@ from fumehood.reasons import Reason
 from fumehood.thumbprint import bytes_of, text_of
 
 KEY = "fumehood/proof"
+METHOD = "envelope"
 UNCOVERED = frozenset({KEY, "progressToken", "traceparent", "tracestate", "baggage"})
 MAX_CHARS = 2048
 LIFETIME_S = 60

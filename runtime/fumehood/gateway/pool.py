@@ -20,9 +20,8 @@ import anyio
 import anyio.abc
 
 from fumehood.execution import Hosting, Streams
-from fumehood.model import Kind, Outcome, Profile, Sender, ToolCall
+from fumehood.model import Kind, Outcome, Profile, Result, Sender, ToolCall
 from fumehood.ports import Ports
-from fumehood.reasons import Reason
 from fumehood.residence import Standby
 
 FRONT_DOOR = "pool"
@@ -150,9 +149,10 @@ class Pool:
             self._ports.residences.forget(place.standby.task)
             if place in self._places:
                 self._places.remove(place)
-        if place.standby.stood_by or outcome.reason is Reason.BUSY:
+        if place.standby.stood_by:
             self._failures = 0
-            return
+        if place.standby.stood_by or outcome.result is Result.REFUSED:
+            return  # what could not begin (no box is free, everything is stopped) is not the server's doing
         self._failures += 1
         end = "; none is started any more" if self._failures >= MOST_FAILURES else ""
         told = outcome.detail or (outcome.reason.meaning if outcome.reason is not None else "")

@@ -115,7 +115,7 @@ class Proofs:
         deny = envelope.fault(found.claims, key, expected) or _disagreement(sender, key)
         if deny is not None:
             raise self._refused(deny, sender, connection)
-        proof = Proof(method="envelope", key=key.kid, nonce=found.claims.jti, until_s=float(found.claims.exp))
+        proof = Proof(method=envelope.METHOD, key=key.kid, nonce=found.claims.jti, until_s=float(found.claims.exp))
         await self._bounded(self._ledger.spend(proof.key, proof.nonce, proof.until_s))
         return Origin(sender=_sender(sender, key), digest=digest, proof=proof)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from fumehood.admission.policy import WORKSPACE_FILES, permits
 from fumehood.execution import Call, Command, Exchange, Streams, Visit, Work
-from fumehood.gateway import catalogue, exchange, files, fitting, repeating
+from fumehood.gateway import catalogue, envelope, exchange, files, fitting, repeating
 from fumehood.gateway.bounds import excess
 from fumehood.gateway.catalogue import Catalogue, Shelf, UnreadError
 from fumehood.gateway.events import ListKind
@@ -152,8 +152,9 @@ class Upstream:
     def call_of(self, client: Client, wanted: Wanted) -> ToolCall:
         """The call that a request becomes."""
         call = self._call(client.sender, wanted.kind, wanted.name, wanted.arguments)
-        # What a signature covers, where the request's own digest could be taken at the door; a repeat must equal it.
-        digest = client.request_digest or wanted.digest
+        # A repeat must equal it. A signature covers `_meta` too; else that may differ: it tells the repeat's own era and progress.
+        signed = client.proof is not None and client.proof.method == envelope.METHOD
+        digest = client.request_digest if signed else wanted.digest or client.request_digest
         return replace(call, request_digest=digest, proof=client.proof, idempotency_key=wanted.key)
 
     async def carry(self, client: Client, wanted: Wanted, call: ToolCall, relay: Relay) -> tuple[Outcome, str | None]:

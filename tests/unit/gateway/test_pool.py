@@ -9,8 +9,9 @@ import anyio
 import pytest
 from front_client import client, opened
 
+from fumehood.faults import Refused
 from fumehood.gateway.pool import FRONT_DOOR, MOST_FAILURES
-from fumehood.model import Ask, Image, Kind, Pool, Result, WorkspaceMode
+from fumehood.model import Ask, Deny, Image, Kind, Pool, Result, WorkspaceMode
 from fumehood.reasons import Reason
 
 pytestmark = pytest.mark.anyio
@@ -160,6 +161,30 @@ async def test_a_server_that_forks_before_its_call_is_not_offered_and_not_tried_
         assert [outcome.reason for outcome in outcomes] == [Reason.NOT_QUIET] * MOST_FAILURES
         assert "2 processes" in outcomes[0].detail
         assert said(await open_.ask("tools/call", **COUNT)) == "1"
+
+
+async def test_what_could_not_begin_is_not_held_against_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened("modern", **ONE) as open_:
+        await open_.ask("tools/list")
+        await standing(open_)
+        stopped = Refused(Deny(reason=Reason.STOPPED, rule="stop"))
+        make = open_.spine.broker.make
+
+        async def refuse(task: str, frame: Any) -> Any:
+            raise stopped if open_.spine.ledger.calls[task].kind is Kind.STANDBY else AssertionError(frame)
+
+        monkeypatch.setattr(open_.spine.broker, "make", refuse)
+        for _ in range(MOST_FAILURES + 2):
+            for upstream in open_.front._routes.upstreams:
+                upstream._pool.drain()
+            refused = len(calls(open_, Kind.STANDBY))
+            await open_.ask("tools/list")
+            with anyio.fail_after(15):
+                while len(calls(open_, Kind.STANDBY)) <= refused:  # noqa: ASYNC110 - as above
+                    await anyio.sleep(0.02)
+        monkeypatch.setattr(open_.spine.broker, "make", make)
+        await open_.ask("tools/list")
+        await standing(open_)
 
 
 async def test_a_server_that_writes_before_its_call_is_not_offered() -> None:
