@@ -8,6 +8,7 @@ are not among the operator's, and a token that is made for the run.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from pathlib import Path
 
 from forwarder import forwarding
 
-from lab import FUMEHOOD, close_lab, open_lab
+from lab import FUMEHOOD, Lab, close_lab, open_lab
 
 HERE = Path(__file__).resolve().parent
 EVERYTHING = HERE.parent / "peers" / "everything"
@@ -60,15 +62,17 @@ OURS = Server("ours", EVERYTHING, ("python3", "/mnt/server/server.py"), ("2026-0
 # It has neither tool, and says so in a result with a text and `isError`, which is all that these two look for.
 NPM = Server("npm", None, ("mcp-server-everything",), ("2025-11-25",), frozenset({"tools-call-simple-text", "tools-call-error"}))
 # The suite calls everything that a server has, and waits half a second for a first frame, in which no Python server starts.
-_ALLOWED = """\
+STAND_BY = 4
+_WHO = {"protocolVersion": "2026-07-28", "clientInfo": {"name": "conformance", "version": "1"}, "clientCapabilities": {}}
+_ALLOWED = f"""\
 image: mcp-reference
-pool: {started: 4}
-tools: {allow: "*"}
-resources: {allow: "*"}
-prompts: {allow: "*"}
+pool: {{started: {STAND_BY}}}
+tools: {{allow: "*"}}
+resources: {{allow: "*"}}
+prompts: {{allow: "*"}}
 completion: true
-ask: {elicitation: true, sampling: true, roots: true}
-limits: {memory: 512MiB, wall: 60s}
+ask: {{elicitation: true, sampling: true, roots: true}}
+limits: {{memory: 512MiB, wall: 60s}}
 """
 
 
@@ -107,10 +111,29 @@ def through_gateway(server: Server, engine: str | None, extra: Sequence[str] = (
         ]  # fmt: skip
         with _started(argv, lab.env) as process:
             url = _told(process)
+            _stand_by(lab, url, token)
             with forwarding(url, f"Authorization: Bearer {token}") as address:
                 yield address
     finally:
         close_lab(lab)
+
+
+def _stand_by(lab: Lab, url: str, token: str) -> None:
+    """Wait until as many servers stand by as the profile says: the suite meets a gateway that has been up for a while."""
+    meta = {f"io.modelcontextprotocol/{name}": value for name, value in _WHO.items()}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}}).encode()
+    headers = {
+        "Authorization": f"Bearer {token}", "Content-Type": "application/json", "Accept": "application/json, text/event-stream",
+        "MCP-Protocol-Version": _WHO["protocolVersion"], "Mcp-Method": "tools/list",
+    }  # fmt: skip
+    urllib.request.urlopen(urllib.request.Request(url, body, headers)).read()  # noqa: S310 - the gateway that was just started
+    until = time.monotonic() + _STARTS_S
+    while time.monotonic() < until:
+        told = lab.fumehood("tasks", "--json", "--result", "open", "--front-door", "pool").said
+        if sum(record["state"] == "running" for record in told) == STAND_BY:
+            return
+        time.sleep(0.2)
+    raise NotServedError(f"not {STAND_BY} servers stand by after {_STARTS_S:.0f} s")
 
 
 @contextmanager
