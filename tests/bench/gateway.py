@@ -155,7 +155,7 @@ async def _calls(
     found: list[Answered] = []
 
     async def caller() -> None:
-        for _ in range(calls if clients == 1 else max(5, calls // 4)):
+        for _ in range(calls):
             found.append(await client.call(tool, **arguments))  # noqa: PERF401 - one after the other
 
     async with anyio.create_task_group() as tasks:
