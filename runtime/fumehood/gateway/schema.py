@@ -15,8 +15,9 @@ from __future__ import annotations
 import gc
 import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -31,6 +32,8 @@ CHECK_CPU_S = 0.5
 _DATA = frozenset(("const", "enum", "default", "examples"))
 # They would change the dialect that is judged, or what references mean.
 _DROPPED = frozenset(("$schema", "$id", "$vocabulary"))
+# What a plain schema says; the last four ask for nothing.
+_PLAIN = frozenset(("type", "maxLength", "title", "description", "default", "examples"))
 _NAMED = frozenset(("properties", "$defs", "definitions", "dependentSchemas"))
 
 
@@ -60,7 +63,7 @@ class Schema:
 
         if not isinstance(schema, dict):
             raise SchemaError("it is not an object")
-        validator = jsonschema.Draft202012Validator
+        validator = _dialect()
         try:
             plain, shut = limited(cpu_s, lambda: _checked(schema, validator, opens))
         except _TooSlowError as error:
@@ -89,6 +92,35 @@ class Schema:
         if plain is not None:
             return Fault(plain)
         return None if shut is None else Fault(shut, undescribed=True)
+
+
+@cache
+def _dialect() -> Any:
+    """The library's 2020-12, but a member that fits a schema which says a type, or how long at most, gets no validator of its own.
+
+    Most members are such, and making validators is most of what the library does. Whatever does not fit is the library's to tell.
+    """
+    import jsonschema
+
+    library = jsonschema.Draft202012Validator
+    properties = library.VALIDATORS["properties"]
+
+    def sparing(judge: Any, members: Mapping[str, Any], value: Any, schema: Any) -> Iterator[Any]:
+        if judge.is_type(value, "object"):
+            rest = {name: of for name, of in members.items() if name in value and not _is_plainly(judge, value[name], of)}
+            yield from properties(judge, rest, value, schema)
+
+    return jsonschema.validators.extend(library, {"properties": sparing})
+
+
+def _is_plainly(judge: Any, value: Any, schema: Any) -> bool:
+    """Whether a value fits such a schema. False also when that is not seen at once."""
+    if not isinstance(schema, dict) or not schema.keys() <= _PLAIN:
+        return False
+    wanted = schema.get("type")
+    if not isinstance(wanted, str) or not judge.is_type(value, wanted):
+        return False
+    return not isinstance(value, str) or "maxLength" not in schema or len(value) <= schema["maxLength"]
 
 
 def _first(judge: Any, value: Any) -> str | None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import signal
 import time
 from typing import Any
 
+import jsonschema
 import pytest
 
 from fumehood.gateway.closing import closed, places
@@ -328,3 +330,14 @@ def test_what_is_wrong_is_one_printable_line() -> None:
 )
 def test_patterns_are_read_as_ecma_262_reads_them(pattern: str, made: str) -> None:
     assert python_pattern(pattern) == made
+
+
+def test_members_that_are_judged_without_the_library_are_judged_as_it_would() -> None:
+    types = ({"type": one} for one in ("string", "integer", "number", "boolean", "null", "object", ["string", "null"]))
+    more: tuple[Any, ...] = ({}, {"maxLength": 1}, {"minimum": 1}, {"maxLength": 0, "title": "t"}, {"enum": ["a", 1]})
+    members = [{**one, **other} for one, other in itertools.product([{}, *types], more)]
+    values = ("", "a", "ab", "\N{GRINNING FACE}", 0, 1, 1.0, 1.5, True, None, {}, [])
+    for member, value in itertools.product([True, False, *members], values):
+        schema = {"type": "object", "properties": {"a": member}}
+        fault = Schema(schema, opens=None).fault({"a": value})
+        assert (fault is None) == jsonschema.Draft202012Validator(schema).is_valid({"a": value}), (member, value)
