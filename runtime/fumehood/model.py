@@ -329,10 +329,10 @@ class ToolCall:
     `task` is the id made by `new_task_id`; `workspace_fd` a directory opened by the caller's own uid (rule 7).
     `tool` is the name of what is called: a tool's or a prompt's name, a resource's URI; None for an ad-hoc command of
     the operator. `session` is the task of the session whose box it runs in, if any, and `standby` that of a server which was started
-    for it. `request_digest` is that of the request as it arrived, without its envelope; `pin` that of the definition which the tool
-    was called by, and `pin_of` whose that is; `image_digest` is the image that the definition was read from, the only one it
-    speaks for; `idempotency_key` the client's own name
-    for the request, which it repeats when it does not know whether the first one arrived.
+    for it. `request_digest` is that of the request as it arrived, without its envelope, and without its `_meta` if it has a key and no
+    signature; `pin` that of the definition which the tool was called by, and `pin_of` whose that is; `image_digest` is the image that
+    the definition was read from, the only one it speaks for; `idempotency_key` the client's own name for the request, which it
+    repeats when it does not know whether the first one arrived.
     """
 
     task: str

@@ -152,7 +152,7 @@ class Upstream:
     def call_of(self, client: Client, wanted: Wanted) -> ToolCall:
         """The call that a request becomes."""
         call = self._call(client.sender, wanted.kind, wanted.name, wanted.arguments)
-        # A repeat must equal it. A signature covers `_meta` too; else that may differ: it tells the repeat's own era and progress.
+        # A repeat must equal it. A signature covers most of `_meta` too; else that may differ: it tells the repeat's own era.
         signed = client.proof is not None and client.proof.method == envelope.METHOD
         digest = client.request_digest if signed else wanted.digest or client.request_digest
         return replace(call, request_digest=digest, proof=client.proof, idempotency_key=wanted.key)
