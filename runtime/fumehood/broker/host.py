@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from fumehood.reasons import Reason
 from fumehood.settings import Settings
 
 _CLONE_NEWNS = 0x20000
+_EMPTYING_S = 2.0
 _PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BUILT = Path(__file__).parent / "init" / "bin"
 _MAX_INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
@@ -227,7 +229,32 @@ def close_host(host: Host) -> None:
         mounting.detach(str(host.folder / "cgroup2"))
     if host.ids.of_runtime(host.settings.runtime_id):
         return  # a box that was not verifiably removed holds its range: the next start sweeps this folder
-    shutil.rmtree(host.folder, ignore_errors=True)
+    remove_folder(host.folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a runtime's folder, its lock last: what cannot be removed now is then found by the next sweep.
+
+    A container's runtime that ends meanwhile still writes its state there, so it is emptied again until that is over.
+    """
+    until_s = time.monotonic() + _EMPTYING_S
+    with contextlib.suppress(OSError):
+        while folder.exists() and time.monotonic() < until_s:
+            if _is_emptied(folder):
+                (folder / "lock").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # written to once more
+                    folder.rmdir()
+            else:
+                time.sleep(0.01)
+
+
+def _is_emptied(folder: Path) -> bool:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != "lock":
+            path.unlink(missing_ok=True)
+    return [path.name for path in folder.iterdir()] in ([], ["lock"])
 
 
 def _own_mount_namespace() -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import socket
 import sys
 from dataclasses import dataclass
@@ -28,7 +27,15 @@ from fumehood.broker import cgroups, mounting, own_cgroups, processes, proving, 
 from fumehood.broker.devices import DEVICES, bind_devices, clone_bound_devices
 from fumehood.broker.engines import Engine
 from fumehood.broker.engines.oci_rootless import BoundRoots, RootlessOciEngine
-from fumehood.broker.host import Host, find_runtime, inotify_share, install_program, refuse_gvisor, show_unified
+from fumehood.broker.host import (
+    Host,
+    find_runtime,
+    inotify_share,
+    install_program,
+    refuse_gvisor,
+    remove_folder,
+    show_unified,
+)
 from fumehood.broker.idmaps import IdMaps
 from fumehood.broker.ids import IdPool
 from fumehood.broker.own_namespace import enter_own_namespaces
@@ -148,7 +155,7 @@ def close_host(host: Host) -> None:
     cgroups.remove_parent(host.trees, host.settings.runtime_id)
     os.close(host.devices)
     if not host.ids.of_runtime(host.settings.runtime_id):
-        shutil.rmtree(host.settings.state.run / host.settings.runtime_id, ignore_errors=True)
+        remove_folder(host.settings.state.run / host.settings.runtime_id)
 
 
 def _is_ours(pid: int) -> bool:

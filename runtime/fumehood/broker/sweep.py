@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from fumehood import wire
 from fumehood.broker import cgroups
-from fumehood.broker.host import Host
+from fumehood.broker.host import Host, remove_folder
 from fumehood.broker.tickets import sweep_tickets
 from fumehood.faults import FumehoodError
 from fumehood.state import PREFIX
@@ -69,7 +68,7 @@ def _sweep_runtime(host: Host, folder: Path, ledger: socket.socket) -> None:
     for slot in host.ids.of_runtime(runtime_id):
         host.ids.give_back(slot)
     sweep_tickets(host.settings.state.locks)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder)
 
 
 def _sweep_containers(host: Host, folder: Path, ledger: socket.socket, facts: dict[str, dict[str, Any]]) -> bool:
