@@ -12,7 +12,8 @@ import ctypes
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from fumehood.broker.kernel_files import whole
 from fumehood.faults import BoxFailed
@@ -71,6 +72,14 @@ def end(pidfd: int, timeout_s: float) -> bool:
     ended = wait_ended(pidfd, timeout_s)
     os.close(pidfd)
     return ended
+
+
+def commands() -> Iterator[bytes]:
+    """The command line of each process of our own uid."""
+    for name in os.listdir("/proc"):  # noqa: PTH208 - thousands of names
+        with contextlib.suppress(OSError):
+            if name.isdecimal() and os.stat(f"/proc/{name}").st_uid == os.getuid():  # noqa: PTH116 - as above
+                yield Path(f"/proc/{name}/cmdline").read_bytes()
 
 
 def status_fields(pid: int) -> dict[str, str]:

@@ -11,16 +11,19 @@ import contextlib
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fumehood import wire
-from fumehood.broker import cgroups
+from fumehood.broker import cgroups, processes
 from fumehood.broker.host import Host, remove_folder
 from fumehood.broker.tickets import sweep_tickets
 from fumehood.faults import FumehoodError
 from fumehood.state import PREFIX
+
+RUNTIMES_END_S = 2.0
 
 
 def sweep(host: Host, ledger: socket.socket) -> None:
@@ -68,7 +71,18 @@ def _sweep_runtime(host: Host, folder: Path, ledger: socket.socket) -> None:
     for slot in host.ids.of_runtime(runtime_id):
         host.ids.give_back(slot)
     sweep_tickets(host.settings.state.locks)
+    await_runtimes(folder)
     remove_folder(folder)
+
+
+def await_runtimes(folder: Path) -> None:
+    """Wait until no crun or runc that was given a place in this folder is left.
+
+    It lives until its container is killed, here at the latest, and then cleans up after it; for that it makes the folder anew.
+    """
+    until_s = time.monotonic() + RUNTIMES_END_S
+    while any(os.fsencode(f"{folder}/") in words for words in processes.commands()) and time.monotonic() < until_s:
+        time.sleep(0.01)
 
 
 def _sweep_containers(host: Host, folder: Path, ledger: socket.socket, facts: dict[str, dict[str, Any]]) -> bool:

@@ -6,6 +6,7 @@ import fcntl
 import gc
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -167,3 +168,13 @@ def test_two_state_folders_never_hand_out_one_id_range(host: Host, tmp_path: Pat
     assert not first & second
     with pytest.raises(FumehoodError, match="in use"):
         other.take("a")
+
+
+def test_a_crun_that_still_cleans_up_is_waited_for(tmp_path: Path) -> None:
+    # As it does: what it was given as its root is made again when it is gone.
+    crun = subprocess.Popen(["/bin/sh", "-c", f"sleep 0.3; mkdir -p {tmp_path}/r/private/state"])
+    while b"mkdir" not in Path(f"/proc/{crun.pid}/cmdline").read_bytes():
+        pass  # it is being started
+    sweep.await_runtimes(tmp_path / "r")
+    assert (tmp_path / "r/private/state").exists()
+    assert crun.wait(5) == 0
