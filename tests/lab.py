@@ -20,7 +20,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 
 import fumehood
+from fumehood.broker.ids import RANGE
 
 PARENT = Path("/var/lib/fumehood-tests")
 STORE = Path("/var/lib/fumehood/images")
@@ -227,6 +228,11 @@ class Lab:
             pass
         return self.runtimes
 
+    def boxed(self, marker: str) -> int:
+        """The pid of the one process in a box of this lab's (others' may run the same program) whose arguments hold the marker."""
+        slots = [int(path.name) for path in (self.state / "ids").iterdir()]
+        return boxed(marker, [range(IDS + slot * RANGE, IDS + (slot + 1) * RANGE) for slot in slots])
+
     def left(self) -> list[str]:
         """Everything on this host that is ours and should be gone."""
         runtimes = self.seen_runtimes()
@@ -383,12 +389,13 @@ def with_marker(marker: str) -> list[int]:
     return found
 
 
-def boxed(marker: str, ids: range = range(IDS, 2**32)) -> int:
-    """The host's pid of the one process in a box (by its uid, which is of `ids`) whose arguments hold the marker."""
+def boxed(marker: str, ids: Iterable[range]) -> int:
+    """The host's pid of the one process with a uid of these ranges whose arguments hold the marker."""
     found = []
     for pid in pids():
         try:
-            if int(status(pid)["Uid"].split()[0]) in ids and marker.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            uid = int(status(pid)["Uid"].split()[0])
+            if any(uid in each for each in ids) and marker.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
         except (OSError, KeyError):
             continue

@@ -102,7 +102,7 @@ class UserLab(Lab):
 
     def boxed(self, marker: str) -> int:
         """The pid of the one process in a box whose arguments hold the marker."""
-        return boxed(marker, range(self.first_id, self.first_id + SUBIDS))
+        return boxed(marker, [range(self.first_id, self.first_id + SUBIDS)])
 
     def left(self) -> list[str]:
         """Everything on this host that is the user's runtimes' and should be gone."""

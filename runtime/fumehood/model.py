@@ -1,7 +1,7 @@
 """The frozen values that stages exchange.
 
-Invariants: nothing here does I/O, nothing here imports anything of ours but other values (`reach`), and every size is in bytes and
-every time in seconds, as its name says. A stage takes the type that only the stage before can make
+Invariants: nothing here does I/O, nothing here imports anything of ours but other values (`reach`, `permission`), and every size is in
+bytes and every time in seconds, as its name says. A stage takes the type that only the stage before can make
 (`ToolCall -> Verified -> Verdict -> Grant -> Plan -> Outcome`), so a skipped stage does not type-check.
 Broker and ledger import this module in their privileged processes: standard library only.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from fumehood.permission import Need
 from fumehood.reach import CredentialUse, Network
 from fumehood.reasons import Reason
 
@@ -284,11 +285,15 @@ class Image:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sender:
-    """Who asks. `uid` is the kernel's word (the process's own, or SO_PEERCRED), never the caller's."""
+    """Who asks. `uid` is the kernel's word (the process's own, or SO_PEERCRED), never the caller's.
+
+    `groups` are what the operator, or an authority that the operator names, says of the sender.
+    """
 
     uid: int
     name: str
     tenant: str = "local"
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,7 +337,7 @@ class ToolCall:
     for it. `request_digest` is that of the request as it arrived, without its envelope, and without its `_meta` if it has a key and no
     signature; `pin` that of the definition which the tool was called by, and `pin_of` whose that is; `image_digest` is the image that
     the definition was read from, the only one it speaks for; `idempotency_key` the client's own name for the request, which it
-    repeats when it does not know whether the first one arrived.
+    repeats when it does not know whether the first one arrived. `server` is the server as the operator named it, where there is one.
     """
 
     task: str
@@ -352,6 +357,7 @@ class ToolCall:
     image_digest: str | None = None
     proof: Proof | None = None
     idempotency_key: str | None = None
+    server: str | None = None
 
     @property
     def host(self) -> str | None:
@@ -403,18 +409,27 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What policy says of a verified call. Made only by `admission.policy`."""
+    """What policy says of a verified call. Made only by `admission.policy`.
+
+    `why` says in sentences why somebody is asked, and `need` who must agree; both are for ASK.
+    """
 
     verified: Verified
     decision: Decision
     rule: str
+    why: tuple[str, ...] = ()
+    need: Need = field(default_factory=Need)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """Permission to run exactly this call. Made only by `admission.approval`."""
+    """Permission to run exactly this call. Made only by `admission.approval`.
+
+    `approval` is the id of what was agreed, if anybody was asked.
+    """
 
     verdict: Verdict
+    approval: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lab import Lab, boxed, pids, status, with_marker
+from lab import Lab, pids, status, with_marker
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 MIB = 2**20
@@ -230,7 +230,7 @@ def test_another_tasks_processes_and_workspace_are_out_of_reach(lab: Lab, engine
     (workspaces[0] / "secret").write_text("of the first task")
     with lab.live(engine, "print('up'); input(); print('untouched')  # first", workspace=workspaces[0]) as first:
         assert first.line() == "up"
-        victim = boxed("# first")
+        victim = lab.boxed("# first")
         attack = f"""
 import json, os
 told = []
@@ -248,7 +248,7 @@ print(json.dumps([told, [path for path in paths if os.path.lexists(path)]]))
         with lab.live(engine, "print('up'); input()  # second", workspace=workspaces[1]) as second:
             assert second.line() == "up"
             # Two user namespaces over one range, or one uid for two boxes, could signal each other.
-            uids = [int(status(pid)["Uid"].split()[0]) for pid in (victim, boxed("# second"))]
+            uids = [int(status(pid)["Uid"].split()[0]) for pid in (victim, lab.boxed("# second"))]
             assert abs(uids[0] - uids[1]) >= 65_536
             second.say("")
             assert second.end().status == 0

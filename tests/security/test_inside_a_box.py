@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lab import Done, Lab, boxed, status
+from lab import Done, Lab, status
 
 PROBES = (Path(__file__).parent / "inside" / "probes.py").read_text()
 EPERM = {"EPERM"}
@@ -196,7 +196,7 @@ def test_the_hosts_null_device_does_not_become_the_boxes(lab: Lab, engine: str) 
     with lab.live(engine, "print('up'); input()  # null") as live:
         assert live.line() == "up"
         # Its own uid, not root's: other runtimes on this host may be older.
-        assert os.stat("/dev/null").st_uid != int(status(boxed("# null"))["Uid"].split()[0])
+        assert os.stat("/dev/null").st_uid != int(status(lab.boxed("# null"))["Uid"].split()[0])
         live.say("")
         assert live.end().status == 0
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from fencing import GATE, LISTEN, WAYS, fenced, networks, seen, wish
-from lab import Lab, boxed, gone, needs_oci, pids
+from lab import Lab, gone, needs_oci, pids
 from userlab import UserLab
 
 PROBES = (Path(__file__).parent / "inside" / "fence.py").read_text()
@@ -201,7 +201,7 @@ def test_a_killed_process_of_ours_leaves_no_network_behind(lab: Lab, way: tuple[
     marker = f"fence-{victim}-{os.getpid()}-{profile[-12:-5]}"
     with fenced(lab, engine, STAYS.format(marker=marker), profile) as live:
         assert live.line() == "up"
-        tool = boxed(marker)
+        tool = lab.boxed(marker)
         network = networks(tool)
         ours = live.ours()
         # The thread that was in the box has ended there.

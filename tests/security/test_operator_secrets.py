@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import Lab, boxed, memory_holds
+from lab import Lab, memory_holds
 
 CANARY = "canary-of-an-operator-f31c77"
 CODE = "print('up'); input()  # held-secrets"
@@ -39,7 +39,7 @@ def test_the_operators_secrets_are_in_the_workers_memory_alone(configured: Lab) 
     needle = CANARY.encode()
     with configured.live("oci", CODE) as live:
         assert live.line() == "up"
-        pids = {**live.ours(), "tool": boxed("held-secrets")}
+        pids = {**live.ours(), "tool": configured.boxed("held-secrets")}
         assert {name for name, pid in pids.items() if memory_holds(pid, needle)} == {"worker"}
         for name, pid in pids.items():
             for told in ("cmdline", "environ", "status"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import Lab, boxed
+from lab import Lab
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 EVIL = "accept_risk: [cve-2025-31133, cve-2025-52565, cve-2025-52881]\nengine: docker\nboxes: 1\n"
@@ -177,7 +177,7 @@ def test_two_calls_on_one_workspace_wait_for_each_other(lab: Lab) -> None:
     workspace = lab.workspace("fair")
     with lab.live("oci", "print('up'); input()  # holds", workspace=workspace) as first:
         assert first.line() == "up"
-        assert boxed("# holds")
+        assert lab.boxed("# holds")
         done = lab.python("oci", "print(1)", workspace=workspace, profile=lab.profile("impatient", "limits: {wall: 1s}\n"))
         assert (done.status, done.said["reason"]) == (125, "workspace_busy")
         first.say("")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lab import Done, Lab, Live, boxed, containers, descendants, docker, gone, status
+from lab import Done, Lab, Live, containers, descendants, docker, gone, status
 
 ALL_CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 WAIT = "print('up'); input()  # {}"
@@ -68,7 +68,7 @@ def test_init_and_the_runtime_hold_no_descriptor_that_leads_to_the_host(lab: Lab
     workspace = lab.workspace(f"descriptors-{engine}")
     with lab.live(engine, WAIT.format("leaks"), workspace=workspace) as live:
         assert live.line() == "up"
-        folder = f"/proc/{_init('# leaks')}/fd"
+        folder = f"/proc/{_init(lab, '# leaks')}/fd"
         kinds = {int(fd): stat.S_IFMT(os.stat(f"{folder}/{fd}").st_mode) for fd in os.listdir(folder)}
         # The control socket, the signals, and three streams: no directory, from which `..` leads out.
         assert stat.S_IFDIR not in kinds.values()
@@ -265,16 +265,16 @@ def _runtime(live: Live) -> int:
     raise AssertionError("no runtime runs")
 
 
-def _init(marker: str) -> int:
-    return int(status(boxed(marker))["PPid"])
+def _init(lab: Lab, marker: str) -> int:
+    return int(status(lab.boxed(marker))["PPid"])
 
 
-OURS: dict[str, Callable[[Live, str], int]] = {
-    "worker": lambda live, _: live.worker,
-    "broker": lambda live, _: live.ours()["broker"],
-    "ledger": lambda live, _: live.ours()["ledger"],
-    "init": lambda _, marker: _init(marker),
-    "tool": lambda _, marker: boxed(marker),
+OURS: dict[str, Callable[[Lab, Live, str], int]] = {
+    "worker": lambda _lab, live, _: live.worker,
+    "broker": lambda _lab, live, _: live.ours()["broker"],
+    "ledger": lambda _lab, live, _: live.ours()["ledger"],
+    "init": lambda lab, _, marker: _init(lab, marker),
+    "tool": lambda lab, _, marker: lab.boxed(marker),
 }
 
 
@@ -285,8 +285,8 @@ def test_killing_one_of_ours_ends_the_call_and_the_next_start_sweeps(lab: Lab, e
     profile = lab.profile(marker, "limits: {wall: 25s}\n")
     with lab.live(engine, WAIT.format(marker), profile=profile) as live:
         assert live.line() == "up"
-        tool, init, broker = boxed(marker), _init(marker), live.ours()["broker"]
-        os.kill(OURS[victim](live, marker), signal.SIGKILL)
+        tool, init, broker = lab.boxed(marker), _init(lab, marker), live.ours()["broker"]
+        os.kill(OURS[victim](lab, live, marker), signal.SIGKILL)
         if victim != "ledger":  # a call that runs is carried to its end without the ledger
             assert gone(tool), "the tool outlived the kill"
             assert gone(init)
@@ -310,7 +310,7 @@ def test_killing_the_oci_runtime_leaves_nothing(lab: Lab, program: str) -> None:
     profile = lab.profile(f"kill-{program}", f"runtime: {program}\nlimits: {{wall: 20s}}\n")
     with lab.live("oci", WAIT.format("runtime"), profile=profile) as live:
         assert live.line() == "up"
-        tool = boxed("# runtime")
+        tool = lab.boxed("# runtime")
         os.kill(_runtime(live), signal.SIGKILL)
         live.say("")
         done = live.end()
@@ -338,7 +338,7 @@ def test_all_three_killed_at_once_leave_nothing_after_the_next_start(lab: Lab, e
     profile = lab.profile(marker)
     with lab.live(engine, WAIT.format(marker), profile=profile) as live:
         assert live.line() == "up"
-        tool = boxed(marker)
+        tool = lab.boxed(marker)
         _kill_runtime(live)
         live.end()
         assert gone(tool)
@@ -363,7 +363,7 @@ def _kill_runtime(live: Live) -> None:
 def test_of_two_live_runtimes_only_the_killed_one_is_swept(lab: Lab, engine: str) -> None:
     with lab.live(engine, WAIT.format("dies")) as dies, lab.live(engine, WAIT.format("lives") + "; print('lived')") as lives:
         assert (dies.line(), lives.line()) == ("up", "up")
-        tool = boxed("# lives")
+        tool = lab.boxed("# lives")
         _kill_runtime(dies)
         dies.end()
         assert lab.python(engine, "print('sweeps')").told == "sweeps\n"
@@ -449,7 +449,7 @@ def test_an_interrupt_cancels_the_call_and_removes_the_box(lab: Lab, engine: str
     del nothing_left
     with lab.live(engine, WAIT.format("interrupt")) as live:
         assert live.line() == "up"
-        tool = boxed("# interrupt")
+        tool = lab.boxed("# interrupt")
         began = time.monotonic()
         live.process.send_signal(signal.SIGINT)
         assert gone(tool, 2)

@@ -17,7 +17,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp_types import ElicitResult
 
-from lab import FUMEHOOD, Lab, boxed, gone, ours
+from lab import FUMEHOOD, Lab, gone, ours
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -122,7 +122,7 @@ async def test_a_frozen_box_does_not_survive_kill_9_of_any_of_us(
 ) -> None:
     process, answer = await called_by_hand(lab, engine, profiles(), workspace, "pid")
     assert b"result" in answer, answer
-    frozen = boxed("stateful.py")
+    frozen = lab.boxed("stateful.py")
     three = ours(process.pid)
     os.kill(three[victim], signal.SIGKILL)
     assert process.stdin is not None

@@ -17,7 +17,7 @@ from mcp import Client, StdioServerParameters
 
 from fumehood.broker.fencing import PROBES
 from gated_servers import TOKEN, GatedServers, gated_servers
-from lab import FUMEHOOD, Lab, boxed, gone, memory_holds, ours
+from lab import FUMEHOOD, Lab, gone, memory_holds, ours
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -211,7 +211,7 @@ async def test_what_stands_by_does_not_survive_kill_9_of_any_of_us(lab: Lab, eng
     with anyio.fail_after(60):
         assert b"result" in await process.stdout.receive()
     await standing(lab)
-    stands = boxed(f"standing-{name}")
+    stands = lab.boxed(f"standing-{name}")
     three = ours(process.pid)
     os.kill(three[victim], signal.SIGKILL)
     await process.stdin.aclose()
@@ -240,7 +240,7 @@ async def test_a_server_that_stands_by_has_no_way_out_and_no_credential_until_it
     async with opened(lab, engine, of) as client:
         await client.list_tools()
         (host,) = await standing(lab)
-        pid = boxed(f"standing-gated-{engine}")
+        pid = lab.boxed(f"standing-gated-{engine}")
         assert not memory_holds(pid, TOKEN.encode())
         leases = lab.fumehood("leases", "--open", "--json").said
         assert leases == []

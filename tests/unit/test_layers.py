@@ -13,7 +13,7 @@ from fumehood.reasons import Reason
 
 ROOT = Path(fumehood.__file__).parent
 STAGES = frozenset({"admission", "sandbox", "credentials", "egress", "execution", "evidence", "profile", "image"})
-VALUES = frozenset({"model", "reach", "reasons"})
+VALUES = frozenset({"model", "permission", "reach", "reasons"})
 # What stages stand on: values, Protocols and plumbing that decides nothing of a call.
 GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
@@ -118,7 +118,8 @@ def test_every_part_has_its_place_in_the_rules() -> None:
 
 
 def test_values_import_nothing_but_values() -> None:
-    assert broken({"reasons": frozenset(), "reach": frozenset(), "model": frozenset({"reach", "reasons"})}) == []
+    values = {"reasons": frozenset(), "reach": frozenset(), "permission": frozenset(), "model": frozenset({"permission", "reach", "reasons"})}
+    assert broken(values) == []
 
 
 def test_what_stages_stand_on_imports_no_stage() -> None:

@@ -305,6 +305,7 @@ class Upstream:
             workspace_fd=served.workspace_fd,
             workspace_path=served.workspace_path,
             front_door="gateway",
+            server=served.name,
         )
 
 
