@@ -19,6 +19,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
+from fumehood.denial import Asked
 from fumehood.gateway import files, kept, lists, repeating, results
 from fumehood.gateway.catalogue import Catalogue, UnreadError
 from fumehood.gateway.events import LIST_KINDS, Event, Events, ListKind
@@ -47,7 +48,7 @@ from fumehood.gateway.routes import Routes
 from fumehood.gateway.served import Served
 from fumehood.gateway.sessions import Sessions
 from fumehood.gateway.upstream import Refuse, Run, Upstream, Wanted, failed
-from fumehood.model import Kind, Outcome, Oversize, Profile
+from fumehood.model import Kind, Outcome, Oversize
 from fumehood.ports import Ports
 from fumehood.reasons import Reason
 
@@ -191,7 +192,7 @@ class Gateway:
                 found[upstream] = await (upstream.offered if method == "tools/list" else upstream.catalogue)(client)
                 upstream.expect_call(client, found[upstream])
             except UnreadError as error:
-                failures.append(results.error_of(error.outcome))
+                failures.append(results.error_of(error.outcome, _listing(upstream)))
             except GatewayError as error:
                 failures.append(error)
             else:
@@ -226,7 +227,7 @@ class Gateway:
         try:
             route = await self._routes.of(CALLS[method], params, client)
         except UnreadError as error:
-            raise results.error_of(error.outcome) from error
+            raise results.error_of(error.outcome, Asked(kind=CALLS[method].value)) from error
         level = self._level(client, meta)
         session = meta.get(SESSION_KEY)
         key = repeating.key_of(meta)
@@ -258,7 +259,7 @@ class Gateway:
                 on_updated=lambda uri: self._updated(client, uri), on_relisted=lambda: upstream.relisted(client),
             )  # fmt: skip
             outcome, handle = await upstream.carry(client, wanted, call, relay)
-            return _told(outcome, wanted, upstream.profile, handle, modern=client.era.modern)
+            return _told(outcome, wanted, upstream, handle, modern=client.era.modern)
 
         if not may_ask and not as_task and wanted.key is None:
             return await carry(None)
@@ -345,17 +346,20 @@ async def open_gateway(
             tasks.cancel_scope.cancel()
 
 
-def _told(outcome: Outcome, wanted: Wanted, profile: Profile, handle: str | None, *, modern: bool) -> dict[str, Any]:
+def _told(outcome: Outcome, wanted: Wanted, upstream: Upstream, handle: str | None, *, modern: bool) -> dict[str, Any]:
     """What the client gets of an outcome: of a tool a result in any case, of anything else an error when it failed."""
     if outcome.repeats is not None:
-        told = _told(outcome.repeats, wanted, profile, handle, modern=modern)
+        told = _told(outcome.repeats, wanted, upstream, handle, modern=modern)
         return {**told, "_meta": {**told["_meta"], TASK_KEY: outcome.task, REPEATS_KEY: outcome.repeats.task}}
+    profile = upstream.profile
     if failed(outcome):
-        _log.warning("task %s: %s", outcome.task, results.sentence(outcome))
+        asked = Asked(kind=wanted.kind.value, name=printable(wanted.name, 200), server=upstream.name, profile=profile.name)
+        denial = results.denial(outcome, asked)
+        _log.warning("task %s: %s %s", outcome.task, denial.sentence(), json.dumps(denial.fields()))
         named = outcome.reason in (Reason.TOOL_UNKNOWN, Reason.TOOL_NOT_ALLOWED, Reason.SERVER_ERROR)
         if wanted.kind is not Kind.TOOL or named:
-            raise results.error_of(outcome)
-        return results.unsuccessful(outcome, modern=modern)
+            raise results.error_of(outcome, asked)
+        return results.unsuccessful(denial, modern=modern)
     said: Said = outcome.value
     if said.stray_frames:
         _log.warning("task %s: %d lines of the server's output were no messages", outcome.task, said.stray_frames)
@@ -368,6 +372,10 @@ def _told(outcome: Outcome, wanted: Wanted, profile: Profile, handle: str | None
     if wanted.kind is Kind.TOOL and (changed := files.links(outcome, profile)):
         told = {**told, "content": [*told["content"], *changed]}
     return results.finished(told, ours, modern=modern)
+
+
+def _listing(upstream: Upstream) -> Asked:
+    return Asked(kind="list", server=upstream.name, profile=upstream.profile.name)
 
 
 def _bound(method: str, params: Mapping[str, Any]) -> str:

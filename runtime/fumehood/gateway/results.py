@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fumehood.denial import Asked, Denial
 from fumehood.gateway.kept import uri_of
 from fumehood.gateway.long import Long
 from fumehood.gateway.protocol import (
@@ -34,30 +35,20 @@ SERVER_INFO = {"name": NAME, "version": "1"}
 _CODES = {Result.REFUSED: CALL_REFUSED, Result.KILLED: CALL_KILLED}
 
 
-def facts(outcome: Outcome) -> dict[str, Any]:
-    """An outcome for programs."""
+def denial(outcome: Outcome, asked: Asked) -> Denial:
+    """What there is to tell of an outcome that has nothing of the server's to pass on."""
     reason = outcome.reason or Reason.INTERNAL
-    return {
-        "task": outcome.task,
-        "result": outcome.result.value,
-        "reason": reason.value,
-        "rule": outcome.rule,
-        "remedy": outcome.remedy or reason.remedy,
-    }
+    return Denial(
+        task=outcome.task, result=outcome.result.value, reason=reason, rule=outcome.rule, detail=printable(outcome.detail, 1000),
+        remedy=outcome.remedy or reason.remedy, asked=asked,
+    )  # fmt: skip
 
 
-def sentence(outcome: Outcome) -> str:
-    """An outcome for people and models, on one line."""
-    reason = outcome.reason or Reason.INTERNAL
-    said = printable(outcome.detail or reason.meaning, 1000)
-    return f"{NAME}: {reason.value}: {said}. {outcome.remedy or reason.remedy}"
-
-
-def unsuccessful(outcome: Outcome, *, modern: bool) -> dict[str, Any]:
+def unsuccessful(told: Denial, *, modern: bool) -> dict[str, Any]:
     """The tool result that tells of a refusal, a kill or a failure."""
     return finished(
-        {"content": [{"type": "text", "text": sentence(outcome)}], "isError": True},
-        {TASK_KEY: outcome.task, OUTCOME_KEY: facts(outcome)},
+        {"content": [{"type": "text", "text": told.sentence()}], "isError": True},
+        {TASK_KEY: told.task, OUTCOME_KEY: told.fields()},
         modern=modern,
     )
 
@@ -87,7 +78,7 @@ def finished(result: Mapping[str, Any], ours: Mapping[str, Any], *, modern: bool
     return made
 
 
-def error_of(outcome: Outcome) -> GatewayError:
+def error_of(outcome: Outcome, asked: Asked) -> GatewayError:
     """The JSON-RPC error for an outcome that has no tool result to go into: the server's own, or ours.
 
     A name that is not to be had is the client's mistake, whoever says so.
@@ -97,4 +88,5 @@ def error_of(outcome: Outcome) -> GatewayError:
         return GatewayError(error.code, printable(error.message, 1000), error.data)
     named = outcome.reason in (Reason.TOOL_UNKNOWN, Reason.TOOL_NOT_ALLOWED, Reason.NOT_KNOWN, Reason.NOT_ALLOWED)
     code = INVALID_PARAMS if named else _CODES.get(outcome.result, CALL_FAILED)
-    return GatewayError(code, sentence(outcome), facts(outcome))
+    told = denial(outcome, asked)
+    return GatewayError(code, told.sentence(), told.fields())

@@ -304,7 +304,10 @@ async def test_a_server_that_hangs_is_killed_by_its_wall_clock_limit() -> None:
             "result": "killed",
             "reason": "wall",
             "rule": None,
+            "asked": {"kind": "tool", "name": "hang", "server": "fake", "profile": "fake"},
+            "detail": "",
             "remedy": Reason.WALL.remedy,
+            "again": "changed",
         }
 
 
