@@ -62,6 +62,7 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
             clock=clock,
             owner_uid=settings.caller_uid,
             outward=outward_of(processes.outward),
+            policies=processes.policies,
         )
         async with _ended_by_operators(broker, ports.halting), sweeping(ports.ledger, ports.outward.providers):
             yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))

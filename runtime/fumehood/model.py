@@ -411,12 +411,13 @@ class Decision(StrEnum):
 class Verdict:
     """What policy says of a verified call. Made only by `admission.policy`.
 
-    `why` says in sentences why somebody is asked, and `need` who must agree; both are for ASK.
+    `why` says in sentences why somebody is asked, and `need` who must agree; both are for ASK. `policy` is the digest of what decided.
     """
 
     verified: Verified
     decision: Decision
     rule: str
+    policy: str = ""
     why: tuple[str, ...] = ()
     need: Need = field(default_factory=Need)
 

@@ -20,6 +20,8 @@ from fumehood.model import (
     ToolCall,
     Usage,
 )
+from fumehood.policies.known import Conversation
+from fumehood.policies.policy import Policies
 from fumehood.reach import Secret, Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import Residences, Surveyed
@@ -174,6 +176,7 @@ class Opened:
     """What the ledger knows of a call at the moment that its record is opened. `pin` is None for a call without one."""
 
     pin: PinState | None = None
+    conversation: Conversation = field(default_factory=Conversation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -449,7 +452,7 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """Everything a call may touch. `owner_uid` owns the state folder: the one sender the shipped policy allows."""
+    """Everything a call may touch. `owner_uid` owns the state folder, which policies can ask for."""
 
     broker: Broker
     ledger: Ledger
@@ -458,4 +461,5 @@ class Ports:
     owner_uid: int
     residences: Residences = field(default_factory=Residences)
     halting: Halting = field(default_factory=Halting)
+    policies: Policies = field(default_factory=Policies)
     outward: Outward = field(default_factory=Outward)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fumehood.outward_config import OutwardConfig
+from fumehood.policies.config import PolicyConfig
 from fumehood.state import StateFolder
 
 
@@ -17,7 +18,8 @@ class Settings:
     `review`: no tool's definition is accepted at first sight, but for the servers of `review_otherwise`, and the other way round.
     `decides`: the ledger takes decisions about pins, for one command that serves nobody. Both are for the ledger alone to go by.
 
-    `outward` is the worker's alone: the others are not told where the operator's secrets are.
+    `outward` is the worker's alone: the others are not told where the operator's secrets are. So is
+    `policy` (None: this runtime carries no calls), for they decide nothing.
 
     `takes_senders`: whether this runtime's ledger may be told who sends. True for an operator's own command about that, and never
     where a worker reads strangers' bytes.
@@ -56,6 +58,7 @@ class Settings:
     review_otherwise: tuple[str, ...] = ()
     decides: bool = False
     outward: OutwardConfig = field(default_factory=OutwardConfig)
+    policy: PolicyConfig | None = None
     takes_senders: bool = False
 
     def reviews(self, server: str) -> bool:

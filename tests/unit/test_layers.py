@@ -19,7 +19,7 @@ GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
     "gateway_config", "gateway_document", "outward_config", "outward_document", "outward_secrets", "shipping", "residence", "accounts",
     "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document", "thumbprint", "oauth_config",
-    "oauth_document", "stopping", "knocking", "halting", "denial",
+    "oauth_document", "stopping", "knocking", "halting", "denial", "policies",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
@@ -39,6 +39,7 @@ ONLY_UNDER = {
     "hvac": {"credentials"},
     "typer": {"cli"},
     "rich": {"cli"},
+    "cedarpy": {"policies"},
     "ruamel": {"profile", "image", "cli"},
 }
 # The privileged process parses nothing with a library that strangers wrote, but for the engine's own client.
@@ -52,6 +53,7 @@ ALLOWED = {
     ("outward_document", "profile"),
     ("evidence_document", "profile"),
     ("oauth_document", "profile"),
+    ("policies", "profile"),
     # Each kind of credential brings the strict model of its own options.
     ("outward_document", "credentials"),
     # The worker's own filter is compiled by a child, before anything of a stranger's is read.

@@ -1,24 +1,29 @@
-"""May this sender call this tool? The shipped policy, pure: the owner of the state folder may call what a profile allows."""
+"""May this sender call this tool, now? Pure: the profile's own limits first, then the operator's policies (`policies/`).
+
+Invariants: ALLOW < ASK < DENY, the strictest wins and emptiness denies; an error denies, whatever else was said; what a profile does
+not name no policy permits.
+"""
 
 from __future__ import annotations
 
 import re
+from functools import reduce
 
 from fumehood.model import Decision, Deny, Kind, Profile, Scope, Verdict, Verified
+from fumehood.permission import Need
+from fumehood.policies.cedar import Answer, Rule
+from fumehood.policies.known import Conversation
+from fumehood.policies.naming import LOCAL, door_of, resource_of
+from fumehood.policies.policy import Policy
+from fumehood.policies.projection import entities_of, request_of
 from fumehood.reasons import Reason
 
 WORKSPACE_FILES = "workspace:///"
-# What decided: a result that was given under one policy is not given again under another (rule 24).
-IDENTITY = "owner/1"
 
 
-def evaluate(verified: Verified, owner_uid: int) -> Verdict | Deny:
-    """ALLOW or a refusal. A call without a tool name is an ad-hoc command of the operator's, or a catalogue reading."""
+def evaluate(verified: Verified, policy: Policy, conversation: Conversation, owner_uid: int, now_s: float) -> Verdict | Deny:
+    """ALLOW, ASK or a refusal. A call without a tool name is an ad-hoc command of the operator's, or a catalogue reading."""
     call = verified.call
-    if call.sender.uid != owner_uid:
-        return Deny(
-            reason=Reason.SENDER_DENIED, rule="policy.owner", detail=f"uid {call.sender.uid} does not own the state folder"
-        )
     if not permits(call.profile, call.kind, call.tool):
         kind = call.kind.value
         return Deny(
@@ -26,7 +31,50 @@ def evaluate(verified: Verified, owner_uid: int) -> Verdict | Deny:
             rule=f"profile.{_FIELDS[call.kind]}",
             detail=f"the profile {call.profile.name} does not allow the {kind} `{call.tool or '':.100}`",
         )  # fmt: skip
-    return Verdict(verified=verified, decision=Decision.ALLOW, rule="policy.owner")
+    request = request_of(call, (), conversation, owner_uid, now_s)
+    plain, asked = policy.rules.answers(request, entities_of(call, policy.rules.places))
+    decision = decided(plain, asked)
+    if decision is Decision.DENY:
+        return _denied(verified, policy, plain, asked)
+    told = plain.rules if decision is Decision.ALLOW else (*(() if plain.permitted else plain.rules), *asked.rules)
+    return Verdict(
+        verified=verified, decision=decision, rule=f"policy.{told[0].id}", policy=policy.digest,
+        why=tuple(rule.why for rule in told if rule.why is not None),
+        need=reduce(Need.__and__, (rule.need for rule in told)),
+    )  # fmt: skip
+
+
+def decided(plain: Answer, asked: Answer) -> Decision:
+    """What the answers for `call` and for `call_with_approval` come to."""
+    if plain.errors or asked.errors:
+        return Decision.DENY
+    if plain.permitted and plain.rules:
+        return Decision.ALLOW
+    return Decision.ASK if asked.permitted and asked.rules else Decision.DENY
+
+
+def _denied(verified: Verified, policy: Policy, plain: Answer, asked: Answer) -> Deny:
+    call = verified.call
+    what = f"{call.sender.name} may not call {resource_of(call).id:.100}"
+    if errors := (*plain.errors, *asked.errors):
+        return Deny(reason=Reason.POLICY_FAILED, rule="policy", detail=f"{what}: {errors[0]:.300}")
+    if against := (*asked.rules, *plain.rules):
+        return Deny(reason=Reason.POLICY_DENIED, rule=f"policy.{against[0].id}", detail=f"{what}: {_told(against[0])}")
+    if not policy.is_shipped:
+        return Deny(reason=Reason.POLICY_DENIED, rule="policy", detail=f"{what}: no policy permits it")
+    if door_of(call.sender) == LOCAL:
+        return Deny(
+            reason=Reason.SENDER_DENIED, rule="policy.owner", detail=f"uid {call.sender.uid} does not own the state folder",
+        )  # fmt: skip
+    return Deny(
+        reason=Reason.SENDER_DENIED, rule="policy", detail=f"{what}: no policy permits senders but the owner anything",
+        remedy="Add `policy: {shipped: [owner, senders, taint]}` to fumehood.yaml, so that all senders that it lists may call"
+        " what profiles allow; or write policies, below `policy.files`.",
+    )  # fmt: skip
+
+
+def _told(rule: Rule) -> str:
+    return rule.why or f"{rule.where} forbids it"
 
 
 _FIELDS = {

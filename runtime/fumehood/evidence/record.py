@@ -23,6 +23,7 @@ from fumehood.evidence.ending import ending, one_line
 from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.lifecycle import NEXT, Event, State
 from fumehood.model import REMOTE, Deny, Fresh, Grant, Outcome, Plan, Repeat, Result, ToolCall, Verdict, Verified
+from fumehood.policies.policy import Policy
 from fumehood.ports import Opened, Ports
 from fumehood.reasons import Reason
 
@@ -73,6 +74,7 @@ class Log:
         self._outcome: Outcome | None = None
         self._may_be_open = True
         self._opened = Opened()
+        self._policy = ports.policies.current
         self._refused: Refused | None = None
         self._remarks: list[str] = []
 
@@ -80,6 +82,11 @@ class Log:
     def opened(self) -> Opened:
         """What the ledger knew of the call when its record was opened."""
         return self._opened
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that was in force when the call began: a reload decides none that is under way."""
+        return self._policy
 
     @property
     def outcome(self) -> Outcome:
@@ -104,7 +111,7 @@ class Log:
                 else:
                     await self.event(Event.VERIFY, image=image.name, image_digest=image.digest, docker_id=image.docker_id)
             case Verdict():
-                await self.event(Event.DECIDE, decision=value.decision.value, rule=value.rule)
+                await self.event(Event.DECIDE, decision=value.decision.value, rule=value.rule, policy=value.policy)
             case Grant():
                 await self.event(Event.GRANT)
             case Plan():
