@@ -351,7 +351,7 @@ class Box:
             facts["folder_removed"] = not self._spec.folder.exists()
             facts["clean"] = all(value for value in facts.values() if isinstance(value, bool))
             if self._slot is not None and facts["clean"]:
-                self._host.ids.give_back(self._slot)
+                self._host.ids.give_back(self._slot, self._host.settings.runtime_id)
             facts["removed_in_ms"] = round((time.monotonic() - started) * 1000, 2)
             self._spec = None
             return facts

@@ -187,7 +187,9 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, oper
         _refuse_all(worker, error)
         return
     try:
-        sweep.sweep(host, ledger)
+        for _ in sweep.sweep(host, ledger):
+            pass  # the records say what was found; stderr may be a command's
+        sweeping = sweep.Sweeping(host, ledger)
         broker = Broker(host, ledger, worker_pidfd)
         door = Door(
             settings.state.run / settings.runtime_id, {"end": broker.end, "stop": lambda _args: broker.stopping.stop()}
@@ -200,6 +202,7 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, oper
                     pool.submit(_answer, broker, worker, sending, *got)
             except wire.WireError:
                 pass  # whoever sends that is not our worker any more
+            sweeping.close()
             door.close()
             broker.stopping.finish()
             broker.remove_all()
