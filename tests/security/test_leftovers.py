@@ -14,8 +14,10 @@ import pytest
 from fumehood.broker.ids import CLAIMS
 from fumehood.broker.living import MARKS
 from lab import Lab, Live, close_lab, gone, open_lab
-from live_gateway import LiveGateway, configure, live_gateway, napping
+from live_gateway import LiveGateway, configure, live_gateway, napping, naps
+from own_docker import own_docker
 
+CANCEL = '{{"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {{"requestId": {}}}}}\n'
 WAIT = "print('up'); input()  # {}"
 OFTEN = "from fumehood.broker import sweep; sweep.EVERY_S = 0.2; from fumehood.cli.main import main; import sys; sys.argv[0] = 'fumehood'; main()"
 
@@ -78,6 +80,26 @@ def test_a_runtime_that_runs_on_sweeps_one_that_was_killed_meanwhile_and_no_othe
         assert lives.end().status == 0
         assert gateway.call("sweeps")["content"][0]["text"] == "sweeps"
     assert lab.record("profile", profile)["result"] == "lost"
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_box_that_could_not_be_removed_is_removed_when_its_engine_answers_again(lab: Lab, has_docker: bool) -> None:
+    if not has_docker:
+        pytest.skip("no Docker engine answers")
+    with own_docker("python") as engine:
+        server, _ = napping(lab, "engineless", engine="docker")
+        file = configure(lab, f"{{servers: {{{server}}}}}", f"docker_host: {engine.host}")
+        with live_gateway(lab, file, program=[sys.executable, "-c", OFTEN]) as gateway:
+            assert gateway.tools()
+            number = gateway.send("tools/call", name="engineless", arguments={"seconds": 60})
+            gateway.until(lambda: naps("engineless"))
+            engine.stop(signal.SIGKILL)  # its box runs on
+            gateway.process.stdin.write(CANCEL.format(number).encode())  # type: ignore[union-attr] # it is a pipe
+            gateway.until(lambda: not naps("engineless"))
+            engine.start()
+            assert gateway.logged("removed the box of task")
+            gateway.until(lambda: engine.containers() == [] and [*(lab.state / "ids").iterdir()] == [])
+            assert gateway.end() == 0
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,12 @@ class Swept:
 
 
 class Sweeping:
-    """Sweeps by timer, in a thread of its own, until it is closed."""
+    """Sweeps by timer, in a thread of its own, until it is closed; first what `remove_rest` still has of this runtime's own boxes."""
 
-    def __init__(self, host: Host, ledger: socket.socket) -> None:
+    def __init__(self, host: Host, ledger: socket.socket, remove_rest: Callable[[], Iterator[str]]) -> None:
         """Begin to wait: what was dead at the start is swept by then."""
         self._host = host
+        self._remove_rest = remove_rest
         self._ledger = ledger
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -79,12 +80,18 @@ class Sweeping:
     def _serve(self) -> None:
         while not self._over.wait(EVERY_S):
             try:
-                for found in itertools.islice(sweep(self._host, self._ledger), AT_ONCE):
-                    print(f"fumehood: {found.line()}", file=sys.stderr, flush=True)  # noqa: T201 - the log of a process that has no other
+                for line in itertools.islice(self._lines(), AT_ONCE):
+                    print(f"fumehood: {line}", file=sys.stderr, flush=True)  # noqa: T201 - the log of a process that has no other
                     if self._over.is_set():
                         return
             except Exception:  # noqa: BLE001 - what one tick met must not keep the next from looking
                 traceback.print_exc(file=sys.stderr)
+
+    def _lines(self) -> Iterator[str]:
+        for task in self._remove_rest():
+            yield f"removed the box of task {task}, which could not be removed before"
+        for found in sweep(self._host, self._ledger):
+            yield found.line()
 
 
 def sweep(host: Host, ledger: socket.socket) -> Iterator[Swept]:

@@ -251,7 +251,7 @@ def test_the_timer_sweeps_what_died_meanwhile_and_tells_of_it(
 ) -> None:
     monkeypatch.setattr(sweep, "EVERY_S", 0.01)
     with talking(ledger := SmallLedger({"t": DEAD})) as sock:
-        sweeping = sweep.Sweeping(host, sock)
+        sweeping = sweep.Sweeping(host, sock, lambda: iter(()))
         folder = runtime(host, DEAD)
         while folder.exists():
             pass
@@ -265,7 +265,7 @@ def test_a_tick_is_bounded_and_the_next_goes_on(host: Host, monkeypatch: pytest.
     monkeypatch.setattr(sweep, "AT_ONCE", 2)
     dead = [runtime(host, f"{number}" * 26) for number in range(5)]
     with talking(SmallLedger({})) as sock:
-        sweeping = sweep.Sweeping(host, sock)
+        sweeping = sweep.Sweeping(host, sock, lambda: iter(()))
         while any(folder.exists() for folder in dead):
             pass
         sweeping.close()
@@ -281,7 +281,7 @@ def test_a_tick_that_fails_does_not_end_the_timer(host: Host, monkeypatch: pytes
     monkeypatch.setattr(sweep, "EVERY_S", 0.01)
     monkeypatch.setattr(sweep, "sweep", fail)
     with talking(SmallLedger({})) as sock:
-        sweeping = sweep.Sweeping(host, sock)
+        sweeping = sweep.Sweeping(host, sock, lambda: iter(()))
         assert all(ticks.acquire(timeout=5) for _ in range(2))
         sweeping.close()
     assert "the disk" in capfd.readouterr().err
