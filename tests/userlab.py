@@ -111,7 +111,7 @@ class UserLab(Lab):
             time.sleep(0.01)  # the kernel tells nobody that the last of many processes has been reaped
         found = [f"process {pid}: {name}" for pid, name in running.items()]
         found += [str(path) for name in ("run", "ids") for path in (self.state / name).iterdir()]
-        found += [str(path) for path in (self.home / ".local/state/fumehood-ids").glob("*/*")]
+        found += [str(path) for name in ("ids", "runtimes") for path in (self.home / f".local/state/fumehood-{name}").glob("*/*")]
         found += [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.folder) in line]
         for tree, folder in (self.groups or {}).items():
             groups = [path for path in folder.iterdir() if path.is_dir()]

@@ -339,7 +339,7 @@ async def test_a_call_whose_ledger_is_killed_in_the_middle_ends_and_says_so(fold
                 ledger.process.kill()
                 ledger.process.wait()
                 log.conclude(Outcome(task=one.task, result=Result.OK, exit_code=0))
-            assert log.outcome.result is Result.OK
+            assert log.outcome.result is Result.LOST
             assert "could not be closed" in log.outcome.detail
             async with evidence.record(call(), ports(real)) as refused:
                 await refused.note(Outcome)  # type: ignore[type-var]  # never looked at: there is no record

@@ -135,9 +135,10 @@ async def test_a_call_without_a_box_is_ended_as_by_an_operator_and_its_record_cl
             ports.halting.halt("stopped by a test")
             await ended.wait()
     assert ports.ledger.closed[one.task].reason is Reason.OPERATOR  # type: ignore[attr-defined]
-    async with evidence.record(fakes.call(), ports) as later:
+    other = fakes.call()
+    async with evidence.record(other, ports) as later:
         await anyio.lowlevel.checkpoint()
-        later.conclude(Outcome(task="x", result=Result.OK))
+        later.conclude(Outcome(task=other.task, result=Result.OK))
     assert later.outcome.result is Result.OK, "what begins later is not the worker's to refuse"
 
 

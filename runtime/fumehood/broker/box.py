@@ -328,7 +328,10 @@ class Box:
             return settle(self._workspace, action, protect, task=self.task, settings=settings)
 
     def remove(self) -> dict[str, Any]:
-        """Remove everything and check that it is gone. Idempotent; never raises for what is gone already."""
+        """Remove everything and check that it is gone. Idempotent; never raises for what is gone already.
+
+        Where the facts are not `clean` (an engine that does not answer) it may be asked again, and goes on with what is left.
+        """
         self._gone = True
         self._given_up.set()
         started = time.monotonic()
@@ -342,6 +345,7 @@ class Box:
                     control.send(self._launched.control, protocol.END)
                 self._launched.control.close()
                 processes.wait_ended(self._launched.pidfd, _KILL_GRACE_S)
+            self._launched = None  # its descriptors are the engine's to close
             if self._engine is not None:
                 facts.update(self._engine.remove(self._spec))
             for mount in (*self._mounts, *([self._workspace] if self._workspace else [])):
@@ -351,9 +355,10 @@ class Box:
             facts["folder_removed"] = not self._spec.folder.exists()
             facts["clean"] = all(value for value in facts.values() if isinstance(value, bool))
             if self._slot is not None and facts["clean"]:
-                self._host.ids.give_back(self._slot)
+                self._host.ids.give_back(self._slot, self._host.settings.runtime_id)
             facts["removed_in_ms"] = round((time.monotonic() - started) * 1000, 2)
-            self._spec = None
+            if facts["clean"]:
+                self._spec = None
             return facts
 
     def _close_in(self, spec: Spec, launched: Launched, *, user_namespace: bool) -> None:

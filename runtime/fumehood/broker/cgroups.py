@@ -33,6 +33,7 @@ _OF_V1 = frozenset({*_V1, _FREEZER})
 RUNTIMES_OWN = ".rt"  # the group that an OCI runtime insists on making for itself, beside ours
 _PERIOD_US = 100_000
 _EMPTY_DEADLINE_S = 5.0
+_MAKING_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +129,28 @@ class Group:
         """Make the directories and set the limits. Raises BoxFailed(UNENFORCEABLE)."""
         if absent := trees.missing():
             raise BoxFailed(Reason.UNENFORCEABLE, f"no cgroup tree holds {', '.join(absent)}")
-        if trees.v2 is not None and trees.v2_controllers:
-            _delegate(trees, relative)
         group = cls(trees, trees.folders(relative), ours=True)
         try:
-            for folder in group.folders.values():
-                folder.mkdir(parents=True, exist_ok=True)
+            group._make_folders(relative)
             group.limit(cpu=cpu, memory_bytes=memory_bytes, pids=pids)
         except OSError as error:
             group.remove()
             raise BoxFailed(Reason.UNENFORCEABLE, f"cgroup limits: {error.strerror} ({error.filename})") from error
         return group
+
+    def _make_folders(self, relative: str) -> None:
+        """Make the directories. One above them that is still empty may be taken away by a runtime that ends: then once more."""
+        for left in reversed(range(_MAKING_ROUNDS)):
+            try:
+                if self._trees.v2 is not None and self._trees.v2_controllers:
+                    _delegate(self._trees, relative)
+                for folder in self.folders.values():
+                    folder.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError:
+                if not left:
+                    raise
+            else:
+                return
 
     @classmethod
     def of_process(cls, trees: Trees, pid: int) -> Group:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fumehood.broker import cgroups, mounting, processes, risks
+from fumehood.broker import cgroups, living, mounting, processes, risks
 from fumehood.broker.devices import clone_devices, make_devices
 from fumehood.broker.engines import Engine
 from fumehood.broker.engines.docker_facts import engine_facts
@@ -41,12 +41,13 @@ _MAX_INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 
 @dataclass(slots=True)
 class Host:
-    """Made by `open_host`; one a broker."""
+    """Made by `open_host`; one a broker. `mark` is a descriptor, which stays open as long as we live."""
 
     settings: Settings
     folder: Path
     trees: cgroups.Trees
     ids: IdPool
+    mark: int
     devices: int
     init: Path
     helper: Path
@@ -188,6 +189,8 @@ def find_runtime(name: str | None, configured: Mapping[str, str]) -> Path:
 def open_host(settings: Settings) -> Host:
     """Set up what every box needs. The runtime's folder and lock are held since the fork. Raises FumehoodError or OSError."""
     folder = settings.state.run / settings.runtime_id
+    CLAIMS.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mark = living.mark(living.MARKS, settings.runtime_id, settings.state.root)
     init, init_digest = install_program(settings.state.bin, "init")
     helper, _ = install_program(settings.state.bin, "enter")
     _own_mount_namespace()
@@ -198,12 +201,12 @@ def open_host(settings: Settings) -> Host:
     tmpfs = mounting.make_filesystem("tmpfs", [("mode", "711"), ("size", "64m")], 0)
     mounting.attach(tmpfs, str(private))
     os.close(tmpfs)
-    CLAIMS.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Host(
         settings=settings,
         folder=folder,
         trees=trees,
         ids=IdPool(settings.state.ids, settings.ids_start, settings.ids_count),
+        mark=mark,
         devices=make_devices(private / "dev"),
         init=init,
         helper=helper,
@@ -228,12 +231,13 @@ def close_host(host: Host) -> None:
         mounting.detach(str(host.folder / "private"))
         mounting.detach(str(host.folder / "cgroup2"))
     if host.ids.of_runtime(host.settings.runtime_id):
-        return  # a box that was not verifiably removed holds its range: the next start sweeps this folder
-    remove_folder(host.folder)
+        return  # a box that was not verifiably removed holds its range: the next sweep finds this folder
+    if remove_folder(host.folder):
+        (host.ids.marks / host.settings.runtime_id).unlink(missing_ok=True)
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a runtime's folder, its lock last: what cannot be removed now is then found by the next sweep.
+def remove_folder(folder: Path) -> bool:
+    """Remove a runtime's folder, its lock last: what cannot be removed now is then found by the next sweep. True when it is gone.
 
     A container's runtime that ends meanwhile still writes its state there, so it is emptied again until that is over.
     """
@@ -246,6 +250,7 @@ def remove_folder(folder: Path) -> None:
                     folder.rmdir()
             else:
                 time.sleep(0.01)
+    return not folder.exists()
 
 
 def _is_emptied(folder: Path) -> bool:

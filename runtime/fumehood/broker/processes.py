@@ -82,6 +82,15 @@ def commands() -> Iterator[bytes]:
                 yield Path(f"/proc/{name}/cmdline").read_bytes()
 
 
+def any_of(ids: range) -> bool:
+    """Whether a process of the host has a uid of this range."""
+    for name in os.listdir("/proc"):  # noqa: PTH208 - thousands of names
+        with contextlib.suppress(OSError):
+            if name.isdecimal() and os.stat(f"/proc/{name}").st_uid in ids:  # noqa: PTH116 - as above
+                return True
+    return False
+
+
 def status_fields(pid: int) -> dict[str, str]:
     """/proc/PID/status as a mapping."""
     lines = read(pid, "status").splitlines()

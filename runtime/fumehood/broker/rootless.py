@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fumehood import landlock
-from fumehood.broker import cgroups, mounting, own_cgroups, processes, proving, risks
+from fumehood.broker import cgroups, living, mounting, own_cgroups, processes, proving, risks
 from fumehood.broker.devices import DEVICES, bind_devices, clone_bound_devices
 from fumehood.broker.engines import Engine
 from fumehood.broker.engines.oci_rootless import BoundRoots, RootlessOciEngine
@@ -133,12 +133,14 @@ def open_host(settings: Settings) -> Host:
         (folder / name).mkdir(mode=0o711)
     trees = _hide_unified(trees, folder)
     programs = {name: install_program(folder / "bin", name) for name in ("init", "enter", "join")}
-    claims = _claims(settings)
+    claims, marks = (_shared(settings, name) for name in ("ids", "runtimes"))
+    mark = living.mark(marks, settings.runtime_id, settings.state.root)
     return RootlessHost(
         settings=settings,
         folder=folder,
         trees=trees,
-        ids=IdPool(settings.state.ids, settings.ids_start, settings.ids_count, claims=claims, size=IDS),
+        ids=IdPool(settings.state.ids, settings.ids_start, settings.ids_count, claims=claims, marks=marks, size=IDS),
+        mark=mark,
         devices=bind_devices(private / "dev"),
         init=programs["init"][0],
         helper=programs["enter"][0],
@@ -154,8 +156,10 @@ def close_host(host: Host) -> None:
     """Remove what the runtime leaves on disk; the mounts end with the process, and the lock goes last."""
     cgroups.remove_parent(host.trees, host.settings.runtime_id)
     os.close(host.devices)
-    if not host.ids.of_runtime(host.settings.runtime_id):
-        remove_folder(host.settings.state.run / host.settings.runtime_id)
+    if host.ids.of_runtime(host.settings.runtime_id):
+        return
+    if remove_folder(host.settings.state.run / host.settings.runtime_id):
+        (host.ids.marks / host.settings.runtime_id).unlink(missing_ok=True)
 
 
 def _is_ours(pid: int) -> bool:
@@ -191,10 +195,10 @@ def _hide_unified(trees: cgroups.Trees, folder: Path) -> cgroups.Trees:
     return cgroups.Trees(trees.v1, place, trees.v2_controllers)
 
 
-def _claims(settings: Settings) -> Path:
-    """Where this user's runtimes claim id ranges, the same for all of them whatever their environment says (rule 14)."""
+def _shared(settings: Settings, name: str) -> Path:
+    """Where this user's runtimes claim id ranges and are marked, the same for all whatever their environment says (rule 14)."""
     home = Path(pwd.getpwuid(settings.caller_uid).pw_dir)
-    folder = home / ".local/state" / f"{PREFIX}-ids" / settings.boot_id
+    folder = home / ".local/state" / f"{PREFIX}-{name}" / settings.boot_id
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -14,8 +14,9 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from fumehood import wire
@@ -36,6 +37,7 @@ class Broker:
     def __init__(self, host: Host, ledger: socket.socket, worker: int) -> None:
         self._host = host
         self._boxes: dict[str, Box] = {}
+        self._unclean: list[Box] = []
         self._lock = threading.Lock()
         self.stopping = Stopping(host, ledger, worker, self._live, self.remove_all)
 
@@ -66,12 +68,20 @@ class Broker:
     def remove_all(self) -> None:
         """Remove every box, all at once."""
         with self._lock:
-            boxes, self._boxes = list(self._boxes.values()), {}
+            boxes, self._boxes, self._unclean = [*self._boxes.values(), *self._unclean], {}, []
         threads = [threading.Thread(target=box.remove) for box in boxes]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+
+    def remove_rest(self) -> Iterator[str]:
+        """Try again to remove what could not be removed when its call ended; the tasks of which nothing is left now."""
+        for box in tuple(self._unclean):
+            if box.remove().get("clean", True):
+                with self._lock, suppress(ValueError):
+                    self._unclean.remove(box)
+                yield box.task
 
     def _verbs(self) -> Mapping[str, Callable[[str, Mapping[str, Any], list[int]], dict[str, Any]]]:
         return {
@@ -145,6 +155,8 @@ class Broker:
         facts = box.remove() if box is not None else {}
         with self._lock:
             self._boxes.pop(task, None)
+            if box is not None and not facts.get("clean", True):
+                self._unclean.append(box)
         return facts
 
     def _live(self) -> list[Box]:
@@ -187,8 +199,10 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, oper
         _refuse_all(worker, error)
         return
     try:
-        sweep.sweep(host, ledger)
+        for _ in sweep.sweep(host, ledger):
+            pass  # the records say what was found; stderr may be a command's
         broker = Broker(host, ledger, worker_pidfd)
+        sweeping = sweep.Sweeping(host, ledger, broker.remove_rest)
         door = Door(
             settings.state.run / settings.runtime_id, {"end": broker.end, "stop": lambda _args: broker.stopping.stop()}
         )
@@ -200,6 +214,7 @@ def serve(settings: Settings, worker: socket.socket, ledger: socket.socket, oper
                     pool.submit(_answer, broker, worker, sending, *got)
             except wire.WireError:
                 pass  # whoever sends that is not our worker any more
+            sweeping.close()
             door.close()
             broker.stopping.finish()
             broker.remove_all()

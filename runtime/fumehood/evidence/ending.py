@@ -7,6 +7,7 @@ says we ended the call makes it `killed` whoever raises it; whatever has no code
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.model import Outcome, Result
@@ -47,6 +48,19 @@ def ending(task: str, error: BaseException, *, ran: bool) -> Outcome:
         result = Result.FAILED
     rule = told.deny.rule if isinstance(told, Refused) else None
     return Outcome(task=task, result=result, reason=told.reason, detail=told.detail, rule=rule, remedy=told.remedy)
+
+
+def unrecorded(outcome: Outcome, problem: str) -> Outcome:
+    """What is told of an outcome that its record could not be closed with, and so will not have.
+
+    Attack: a caller acts on an answer, then somebody kills the ledger; the evidence would say that nobody knows what happened.
+    """
+    how = f"it ended as {outcome.result.value}" + (f" ({outcome.reason.value})" if outcome.reason is not None else "")
+    told = f"{how}, and its record could not be closed: {problem}"
+    detail = f"{outcome.detail}; {told}" if outcome.detail else told
+    if outcome.result is Result.REFUSED:
+        return replace(outcome, reason=Reason.LEDGER_UNAVAILABLE, detail=detail, remedy=None)
+    return replace(outcome, result=Result.LOST, reason=Reason.RUNTIME_DIED, detail=detail, remedy=None)
 
 
 def one_line(error: BaseException) -> str:

@@ -7,6 +7,8 @@ yet; one that runs is carried to its end and its box removed, because the record
 
 `record` swallows refusals, failures and faults: they become the outcome. It raises only what ends the program or the
 task: cancellation, an interrupt, an exit.
+
+Nobody is told of an outcome that no record has (`unrecorded`): the next sweep closes the record as lost, and lost is what is told.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from fumehood.evidence.ending import ending, one_line
+from fumehood.evidence.ending import ending, one_line, unrecorded
 from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.lifecycle import NEXT, Event, State
 from fumehood.model import REMOTE, Deny, Fresh, Grant, Outcome, Plan, Repeat, Result, ToolCall, Verdict, Verified
@@ -189,8 +191,7 @@ class Log:
         self._state = State.CLOSED
         if self._may_be_open and (problem := await self._close(outcome)):
             _log.error("task %s: its record could not be closed as %s: %s", outcome.task, outcome.result.value, problem)
-            told = f"its record could not be closed: {problem}"
-            outcome = replace(outcome, detail=f"{outcome.detail}; {told}" if outcome.detail else told)
+            outcome = unrecorded(outcome, problem)
         self._outcome = outcome
 
     async def _close(self, outcome: Outcome) -> str | None:

@@ -24,10 +24,10 @@ BINDING = Binding(
 
 @pytest.fixture
 def host(tmp_path: Path) -> RootlessHost:
-    ids = IdPool(tmp_path, 1, 65_536, claims=tmp_path, size=IDS)
+    ids = IdPool(tmp_path, 1, 65_536, claims=tmp_path, marks=tmp_path, size=IDS)
     trees = Trees({}, None, frozenset())
     return RootlessHost(
-        settings=settings_for(tmp_path), folder=tmp_path, trees=trees, ids=ids, devices=-1, init=tmp_path, helper=tmp_path,
+        settings=settings_for(tmp_path), folder=tmp_path, trees=trees, ids=ids, mark=-1, devices=-1, init=tmp_path, helper=tmp_path,
         init_digest="", inotify_share=4, idmaps=IdMaps(),
     )  # fmt: skip
 
@@ -59,9 +59,10 @@ def test_gvisor_and_docker_are_refused(host: RootlessHost) -> None:
 
 
 def test_sixty_three_boxes_share_a_users_range_and_none_overlaps(tmp_path: Path) -> None:
-    pool = IdPool(tmp_path / "ids", 1, 65_536, claims=tmp_path / "claims", size=IDS)
-    for folder in (pool.folder, pool.claims):
+    pool = IdPool(tmp_path / "ids", 1, 65_536, claims=tmp_path / "claims", marks=tmp_path / "marks", size=IDS)
+    for folder in (pool.folder, pool.claims, pool.marks):
         folder.mkdir()
+    (pool.marks / "r").touch()
     spans = sorted(pool.base(pool.take("r")) for _ in range(63))
     assert all(later - earlier == IDS for earlier, later in itertools.pairwise(spans))
     assert spans[0] > 0, "0 is the user"

@@ -10,7 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 
 from boxlike import settings_for
 from fumehood import wire
-from fumehood.broker import sweep
+from fumehood.broker import living, sweep
 from fumehood.broker.cgroups import Trees
 from fumehood.broker.host import Host
 from fumehood.broker.ids import IdPool
@@ -64,16 +64,19 @@ def talking(ledger: SmallLedger) -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
+def host(tmp_path: Path) -> Iterator[Host]:
     chosen = settings_for(tmp_path, runtime_id=ME, docker_host="unix:///nowhere")
     chosen.state.ids.mkdir()
     made = object.__new__(Host)
     made.settings, made.trees = chosen, Trees({}, None, frozenset())
     claims = chosen.state.root / "claims"
     claims.mkdir()
-    made.ids = IdPool(chosen.state.ids, 2**29, 65_536 * 8, claims)
-    runtime(made, ME)
-    return made
+    marks = chosen.state.root / "marks"
+    made.ids = IdPool(chosen.state.ids, 2**29, 65_536 * 8, claims, marks)
+    made.mark = living.mark(marks, ME, chosen.state.root)
+    (chosen.state.run / ME).mkdir()
+    yield made
+    os.close(made.mark)
 
 
 def runtime(host: Host, name: str, *, lock: bool = True) -> Path:
@@ -81,17 +84,29 @@ def runtime(host: Host, name: str, *, lock: bool = True) -> Path:
     folder.mkdir()
     if lock:
         (folder / "lock").touch()
+    marked(host, name, host.settings.state.root)
     return folder
+
+
+def marked(host: Host, name: str, state: Path) -> None:
+    """The mark of a runtime that is dead, as it had it while it lived."""
+    os.close(living.mark(host.ids.marks, name, state))
+
+
+def swept(host: Host, ledger: SmallLedger) -> list[sweep.Swept]:
+    with talking(ledger) as sock:
+        return list(sweep.sweep(host, sock))
 
 
 def test_a_dead_runtime_is_swept_and_its_records_closed_as_lost(host: Host) -> None:
     folder = runtime(host, DEAD)
     slot = host.ids.take(DEAD)
     ledger = SmallLedger({"t1": DEAD, "t2": DEAD})
-    with talking(ledger) as sock:
-        sweep.sweep(host, sock)
+    found = swept(host, ledger)
     assert (folder.exists(), ledger.open_records, host.ids.of_runtime(DEAD)) == (False, {}, [])
     assert slot not in host.ids.of_runtime(ME)
+    assert found == [sweep.Swept(runtime=DEAD, records=2, id_ranges=1)]
+    assert [path.name for path in host.ids.marks.iterdir()] == [ME]
 
 
 def test_a_live_runtime_is_left_alone(host: Host) -> None:
@@ -101,8 +116,7 @@ def test_a_live_runtime_is_left_alone(host: Host) -> None:
     fcntl.flock(held, fcntl.LOCK_EX)
     ledger = SmallLedger({"t": ALIVE})
     try:
-        with talking(ledger) as sock:
-            sweep.sweep(host, sock)
+        assert swept(host, ledger) == []
     finally:
         os.close(held)
     assert folder.exists()
@@ -116,23 +130,21 @@ def test_without_the_ledgers_word_nothing_is_touched(host: Host) -> None:
     ours, theirs = wire.pair()
     theirs.close()
     with ours:
-        sweep.sweep(host, ours)
+        assert list(sweep.sweep(host, ours)) == []
     assert folder.exists()
     assert host.ids.of_runtime(DEAD) != []
 
 
 def test_our_own_runtime_is_not_swept(host: Host) -> None:
     ledger = SmallLedger({"t": ME})
-    with talking(ledger) as sock:
-        sweep.sweep(host, sock)
+    assert swept(host, ledger) == []
     assert (host.settings.state.run / ME).exists()
     assert ledger.open_records == {"t": ME}
 
 
 def test_records_of_a_runtime_without_a_folder_are_closed(host: Host) -> None:
     ledger = SmallLedger({"t": DEAD, "mine": ME})
-    with talking(ledger) as sock:
-        sweep.sweep(host, sock)
+    swept(host, ledger)
     assert ledger.open_records == {"mine": ME}
 
 
@@ -144,30 +156,153 @@ def test_an_engine_that_does_not_answer_keeps_the_notes_and_the_id_ranges(host: 
     (folder / "control" / "t.id").write_text("c" * 64)
     slot = host.ids.take(DEAD)
     ledger = SmallLedger({"t": DEAD})
-    with talking(ledger) as sock:
-        sweep.sweep(host, sock)
+    assert [each.done for each in swept(host, ledger)] == [False]
     assert (folder / "control" / "t.id").exists()
     assert host.ids.of_runtime(DEAD) == [slot]
     assert ledger.open_records == {}
     gc.collect()  # under this test's filter
 
 
+def test_a_claim_that_was_made_when_its_runtime_died_is_freed_too(host: Host) -> None:
+    runtime(host, DEAD)
+    slot = host.ids.take(DEAD)
+    (host.ids.folder / str(slot)).unlink()  # between claim and note, or between note and claim on the way back
+    swept(host, SmallLedger({}))
+    assert not (host.ids.claims / str(slot)).exists()
+
+
+def test_a_claim_of_another_since_the_reboot_is_not_freed_with_a_dead_runtimes_note(host: Host, tmp_path: Path) -> None:
+    runtime(host, DEAD)
+    slot = host.ids.take(DEAD)
+    (host.ids.claims / str(slot)).unlink()  # the reboot
+    other = replace(host.ids, folder=tmp_path / "other")
+    other.folder.mkdir()
+    held = living.mark(host.ids.marks, ALIVE, tmp_path)
+    while other.take(ALIVE) != slot:
+        pass
+    swept(host, SmallLedger({}))
+    os.close(held)
+    assert host.ids.of_runtime(DEAD) == []
+    assert slot in host.ids.claimed(ALIVE), "two live boxes would share a range"
+
+
+def test_what_a_runtime_of_a_vanished_state_folder_claimed_is_freed(host: Host, tmp_path: Path) -> None:
+    marked(host, DEAD, tmp_path / "gone")
+    other = replace(host.ids, folder=tmp_path)
+    slots = [other.take(DEAD) for _ in range(2)]
+    assert swept(host, SmallLedger({})) == [sweep.Swept(runtime=DEAD, id_ranges=2, elsewhere=True)]
+    assert [path.name for path in host.ids.marks.iterdir()] == [ME]
+    assert not any((host.ids.claims / str(slot)).exists() for slot in slots)
+
+
+def test_a_live_runtime_is_left_alone_though_its_state_folder_cannot_be_seen(host: Host, tmp_path: Path) -> None:
+    held = living.mark(host.ids.marks, ALIVE, tmp_path / "elsewhere")
+    slot = replace(host.ids, folder=tmp_path).take(ALIVE)
+    assert swept(host, SmallLedger({})) == []
+    os.close(held)
+    assert (host.ids.claims / str(slot)).exists()
+
+
+def test_a_dead_runtime_of_another_state_folder_that_stands_is_its_own_to_sweep(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "other" / "run" / DEAD).mkdir(parents=True)
+    marked(host, DEAD, tmp_path / "other")
+    slot = replace(host.ids, folder=tmp_path / "other").take(DEAD)
+    assert swept(host, SmallLedger({})) == []
+    assert (host.ids.claims / str(slot)).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a process of another uid")
+def test_an_id_range_that_a_process_still_has_stays_claimed(host: Host, tmp_path: Path) -> None:
+    marked(host, DEAD, tmp_path / "gone")
+    slot = replace(host.ids, folder=tmp_path).take(DEAD)
+    uid = host.ids.base(slot) + 1000
+    with subprocess.Popen(["/bin/sleep", "60"], user=uid, group=uid) as left:
+        assert [each.done for each in swept(host, SmallLedger({}))] == [False]
+        assert (host.ids.claims / str(slot)).exists()
+        left.kill()
+    assert [each.done for each in swept(host, SmallLedger({}))] == [True]
+    assert not (host.ids.claims / str(slot)).exists()
+
+
+def test_a_claim_without_a_mark_is_left_alone(host: Host) -> None:
+    (host.ids.claims / "5").touch()  # an older fumehood's, which may live
+    assert swept(host, SmallLedger({})) == []
+    assert (host.ids.claims / "5").exists()
+
+
+def test_a_folder_whose_runtime_died_before_it_had_a_lock_goes_when_it_is_old(host: Host) -> None:
+    new, old = (runtime(host, name, lock=False) for name in (ALIVE, DEAD))
+    (old / ".lock").touch()
+    os.utime(old, (0, 0))
+    swept(host, SmallLedger({}))
+    assert (new.exists(), old.exists()) == (True, False)
+
+
+def test_a_mark_whose_runtime_died_before_it_said_anything_goes_when_it_is_old(host: Host) -> None:
+    for name in (ALIVE, DEAD):
+        (host.ids.marks / name).touch()
+    os.utime(host.ids.marks / DEAD, (0, 0))
+    assert swept(host, SmallLedger({})) == []
+    assert sorted(path.name for path in host.ids.marks.iterdir()) == sorted((ALIVE, ME))
+
+
+def test_the_timer_sweeps_what_died_meanwhile_and_tells_of_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep, "EVERY_S", 0.01)
+    with talking(ledger := SmallLedger({"t": DEAD})) as sock:
+        sweeping = sweep.Sweeping(host, sock, lambda: iter(()))
+        folder = runtime(host, DEAD)
+        while folder.exists():
+            pass
+        sweeping.close()
+    assert ledger.open_records == {}
+    assert f"swept the dead runtime {DEAD}: 1 records closed as lost\n" in capfd.readouterr().err
+
+
+def test_a_tick_is_bounded_and_the_next_goes_on(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "EVERY_S", 0.01)
+    monkeypatch.setattr(sweep, "AT_ONCE", 2)
+    dead = [runtime(host, f"{number}" * 26) for number in range(5)]
+    with talking(SmallLedger({})) as sock:
+        sweeping = sweep.Sweeping(host, sock, lambda: iter(()))
+        while any(folder.exists() for folder in dead):
+            pass
+        sweeping.close()
+
+
+def test_a_tick_that_fails_does_not_end_the_timer(host: Host, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    ticks = threading.Semaphore(0)
+
+    def fail(*_: object) -> Iterator[sweep.Swept]:
+        ticks.release()
+        raise OSError("the disk")
+
+    monkeypatch.setattr(sweep, "EVERY_S", 0.01)
+    monkeypatch.setattr(sweep, "sweep", fail)
+    with talking(SmallLedger({})) as sock:
+        sweeping = sweep.Sweeping(host, sock, lambda: iter(()))
+        assert all(ticks.acquire(timeout=5) for _ in range(2))
+        sweeping.close()
+    assert "the disk" in capfd.readouterr().err
+
+
 def test_id_ranges_are_never_given_twice_and_never_the_images(host: Host) -> None:
-    taken = [host.ids.take(f"{number}") for number in range(7)]
+    taken = [host.ids.take(ME) for _ in range(7)]
     assert sorted(taken) == list(range(1, 8))
     with pytest.raises(FumehoodError, match="in use"):
-        host.ids.take("one more")
-    host.ids.give_back(3)
-    assert host.ids.take("next") == 3
+        host.ids.take(ME)
+    host.ids.give_back(3, ME)
+    assert host.ids.take(ME) == 3
 
 
 def test_two_state_folders_never_hand_out_one_id_range(host: Host, tmp_path: Path) -> None:
-    other = IdPool(tmp_path, host.ids.start, host.ids.count, host.ids.claims)
-    first = {host.ids.take("a") for _ in range(3)}
-    second = {other.take("a") for _ in range(4)}
+    other = replace(host.ids, folder=tmp_path)
+    first = {host.ids.take(ME) for _ in range(3)}
+    second = {other.take(ME) for _ in range(4)}
     assert not first & second
     with pytest.raises(FumehoodError, match="in use"):
-        other.take("a")
+        other.take(ME)
 
 
 def test_a_crun_that_still_cleans_up_is_waited_for(tmp_path: Path) -> None:

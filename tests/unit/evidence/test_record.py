@@ -265,7 +265,7 @@ async def test_an_interrupt_closes_the_record_and_goes_on() -> None:
     assert ledger.closed[one.task].reason is Reason.CANCELLED
 
 
-async def test_a_record_that_cannot_be_closed_in_time_is_told_and_the_outcome_kept(
+async def test_an_outcome_whose_record_cannot_be_closed_in_time_is_told_as_lost(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Hung(FakeLedger):
@@ -278,8 +278,8 @@ async def test_a_record_that_cannot_be_closed_in_time_is_told_and_the_outcome_ke
     with anyio.fail_after(5):
         async with evidence.record(one, ports(Hung())) as log:
             log.conclude(Outcome(task=one.task, result=Result.OK, exit_code=0))
-    assert (log.outcome.result, log.outcome.exit_code) == (Result.OK, 0)
-    assert "could not be closed" in log.outcome.detail
+    assert (log.outcome.result, log.outcome.reason, log.outcome.exit_code) == (Result.LOST, Reason.RUNTIME_DIED, 0)
+    assert "it ended as ok, and its record could not be closed" in log.outcome.detail
     assert any(one.task in line and "could not be closed" in line for line in caplog.messages)
 
 
@@ -291,14 +291,14 @@ async def test_a_ledger_that_goes_before_the_tool_runs_ends_the_call_as_refused(
     assert (log.outcome.result, log.outcome.reason) == (Result.REFUSED, Reason.LEDGER_UNAVAILABLE)
 
 
-async def test_a_ledger_that_goes_while_the_tool_runs_costs_neither_removal_nor_outcome(
+async def test_a_ledger_that_goes_while_the_tool_runs_costs_no_removal_and_the_outcome_is_told_as_lost(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     ledger, one, clock = FakeLedger(ends_at=State.EXITED), call(), FakeClock()
     async with evidence.record(one, ports(ledger, clock)) as log:
         await carry(log, one, clock)
         log.conclude(Outcome(task=one.task, result=Result.OK, exit_code=0))
-    assert log.outcome.result is Result.OK
+    assert (log.outcome.result, log.outcome.reason) == (Result.LOST, Reason.RUNTIME_DIED)
     assert "could not be closed" in log.outcome.detail
     assert any("exited" in line for line in caplog.messages)
 

@@ -151,12 +151,13 @@ class DockerEngine:
 
     def remove(self, spec: Spec) -> Mapping[str, Any]:
         """Remove the container with its volumes, check that the engine forgot it, and remove the socket's folder."""
-        live = self._live.pop(spec.task, None)
+        live = self._live.get(spec.task)
         if live is None:
             return {}
         facts: dict[str, Any] = {}
         if live.pidfd is not None:
-            facts["init_gone"] = processes.end(live.pidfd, _GONE_DEADLINE_S)
+            pidfd, live.pidfd = live.pidfd, None
+            facts["init_gone"] = processes.end(pidfd, _GONE_DEADLINE_S)
         # A create whose answer was lost is found by its name.
         facts["container_removed"] = remove_container(self._api, live.container_id or spec.container)
         if live.group is not None:
@@ -164,6 +165,8 @@ class DockerEngine:
         if facts["container_removed"]:  # else the notes stay, for the sweeper to find the container by
             shutil.rmtree(live.folder, ignore_errors=True)
             (self._folder / f"{spec.task}.id").unlink(missing_ok=True)
+        if all(facts.values()):
+            del self._live[spec.task]
         return facts
 
     def _accept(self, listener: socket.socket, live: _Live, spec: Spec) -> tuple[socket.socket, int]:

@@ -127,20 +127,24 @@ class OciEngine:
 
     def remove(self, spec: Spec) -> Mapping[str, Any]:
         """End what is left of the box and take away its mounts, cgroup and folder."""
-        live = self._live.pop(spec.task, None)
+        live = self._live.get(spec.task)
         if live is None:
             return {}
         facts: dict[str, Any] = {}
         if live.pidfd is not None:
-            facts["init_gone"] = processes.end(live.pidfd, _REMOVE_DEADLINE_S)
+            pidfd, live.pidfd = live.pidfd, None
+            facts["init_gone"] = processes.end(pidfd, _REMOVE_DEADLINE_S)
         if live.runtime_pid is not None:
-            facts["runtime_gone"] = _reap(live.runtime_pid, _REMOVE_DEADLINE_S)
+            runtime_pid, live.runtime_pid = live.runtime_pid, None
+            facts["runtime_gone"] = _reap(runtime_pid, _REMOVE_DEADLINE_S)
         if live.group is not None:
             live.group.kill()
             own = f"{PREFIX}/{spec.runtime_id}/{spec.task}{RUNTIMES_OWN}"
             facts["cgroup_removed"] = live.group.remove() and remove_runtimes_own(self._trees, own)
         facts["root_detached"] = self._roots.detach(live.root)
         shutil.rmtree(self._folder / "state" / spec.container, ignore_errors=True)
+        if all(facts.values()):
+            del self._live[spec.task]
         return facts
 
     def _make_group(self, spec: Spec, cgroup: str) -> Group:
