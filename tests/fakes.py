@@ -11,9 +11,11 @@ import os
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
+from fumehood.approval_prompt import votes_of
+from fumehood.evidence.client import opening
 from fumehood.faults import BoxFailed, LedgerGone, Refused
 from fumehood.lifecycle import NEXT, State
 from fumehood.model import (
@@ -34,6 +36,7 @@ from fumehood.model import (
     Usage,
     task_id,
 )
+from fumehood.permission import Approval, Need
 from fumehood.ports import (
     Definition,
     EgressEntry,
@@ -49,11 +52,13 @@ from fumehood.ports import (
     SenderKey,
     Settled,
     Sockets,
+    Waiting,
 )
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import Surveyed
-from fumehood.store import nonces, pins
+from fumehood.store import approvals, nonces, pins, records
+from fumehood.store.approvals import Voter
 from fumehood.store.database import Transaction
 from fumehood.store.migrations import migrate
 from fumehood.store.pins import Place
@@ -105,6 +110,7 @@ class FakeLedger:
     review: bool = False
     pins: Transaction = field(default_factory=_pins)
     keys: dict[tuple[Sender, str], tuple[str, str]] = field(default_factory=dict)
+    now_s: float = 1_000_000.0
 
     async def open(self, call: ToolCall) -> Opened:
         self._check()
@@ -164,6 +170,52 @@ class FakeLedger:
             if theirs != ours:
                 raise Refused(Deny(reason=Reason.KEY_REUSED, rule="once.key", detail=f"task {earlier} has it, for {what}"))
         return earlier
+
+    async def approval_ask(self, task: str, binding: str, need: Need, question: Mapping[str, Any], until_s: float) -> Waiting:
+        self._check()
+        asked = {**asdict(need), "approvers": None if need.approvers is None else sorted(need.approvers)}
+        given = {"task": task, "binding": binding, "need": asked, "question": dict(question), "until": until_s}
+        self._known(task)
+        name = task_id(next(_numbers), os.urandom(10))
+        row, is_new = approvals.ask(self.pins, given, runtime_id="fake", approval=name, at_s=self.now_s)
+        return replace(_waiting(row), is_new=is_new)
+
+    async def approval_state(self, approval: str) -> Waiting:
+        self._check()
+        return _waiting(approvals.find(self.pins, approval))
+
+    async def approval_spend(self, approval: str, binding: str, task: str) -> Approval | None:
+        self._check()
+        self._known(task)
+        row = approvals.spend(self.pins, approval, binding, task, runtime_id="fake", at_s=self.now_s)
+        return None if row is None else Approval(id=approval, binding=binding, votes=_waiting(row).votes)
+
+    async def approval_confirm(self, approval: str, task: str) -> None:
+        self._check()
+        approvals.confirm(self.pins, approval, task, runtime_id="fake", at_s=self.now_s)
+
+    async def approval_withdraw(self, approval: str, task: str) -> None:
+        self._check()
+        approvals.withdraw(self.pins, approval, task, runtime_id="fake", at_s=self.now_s)
+
+    async def approval_told(self, approval: str, task: str, told: str) -> None:
+        self._check()
+        approvals.tell(self.pins, approval, task, told, runtime_id="fake")
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """The approvals that wait."""
+        found: list[dict[str, Any]] = approvals.approvals(self.pins, after=None, everything=False)["approvals"]
+        return found
+
+    def vote(self, approval: str, *, approves: bool = True, reason: str = "", **voter: Any) -> None:
+        """What an approver does."""
+        who = Voter(**{"approver": "alice", "how": "signed", "kid": "k", **voter})
+        binding = approvals.find(self.pins, approval)["binding"]
+        approvals.decide(self.pins, approval, binding, who, approves=approves, reason=reason, signed=None, at_s=self.now_s)
+
+    def _known(self, task: str) -> None:
+        """Have the SQL about approvals know of a call."""
+        records.open_record(self.pins, opening(self.calls[task]), runtime_id="fake", boot_id="b", at_s=self.now_s)
 
     async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
         if self.ends_at == state:
@@ -286,6 +338,12 @@ class FakeLedger:
     def _check(self) -> None:
         if self.gone:
             raise LedgerGone(Reason.LEDGER_UNAVAILABLE, "the fake is gone")
+
+
+def _waiting(row: Mapping[str, Any]) -> Waiting:
+    return Waiting(
+        id=row["id"], task=row["task"], binding=row["binding"], state=row["state"], until_s=row["until"], votes=votes_of(row["votes"])
+    )
 
 
 def _not_possible(verb: str, task: str) -> Refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from fumehood.image.store import ImageStore
 from fumehood.launch import Processes
 from fumehood.model import Sender, task_id
 from fumehood.outward_config import Given
-from fumehood.ports import Outward, Ports
+from fumehood.ports import Approvals, Ledger, Outward, Ports, Tell
 
 
 class SystemClock:
@@ -53,17 +53,22 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
     """Use the running processes for the length of the body. Raises FumehoodError: no broker, a provider that cannot be made."""
     settings = processes.settings
     clock = SystemClock()
-    async with asking(processes.ledger) as ledger, asking(processes.privileged) as broker_asker:
+    async with asking(processes.ledger) as ledger, asking(processes.privileged) as broker_asker, AsyncExitStack() as stack:
         broker = BrokerClient(broker_asker)
+        keeper = LedgerClient(ledger, clock)
         ports = Ports(
             broker=broker,
-            ledger=LedgerClient(ledger, clock),
+            ledger=keeper,
             images=ImageStore(settings.images),
             clock=clock,
             owner_uid=settings.caller_uid,
             outward=outward_of(processes.outward),
             policies=processes.policies,
-        )
+            approvals=Approvals(
+                approvers=frozenset(name for name, _, _ in settings.approvers), wait_s=settings.approval_wait_s,
+                expire_s=settings.approval_expire_s, tell=await stack.enter_async_context(_telling(processes.outward, keeper, clock)),
+            ),
+        )  # fmt: skip
         async with _ended_by_operators(broker, ports.halting), sweeping(ports.ledger, ports.outward.providers):
             yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))
 
@@ -83,6 +88,19 @@ async def _ended_by_operators(broker: BrokerClient, halting: Halting) -> AsyncIt
         tasks.start_soon(listen)
         yield
         tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _telling(given: Given, ledger: Ledger, clock: SystemClock) -> AsyncIterator[Tell]:
+    """Have the webhook of the configuration told of what waits, if there is one, for the length of the body."""
+    if given.config.webhook is None or given.webhook_secret is None:
+        yield Approvals().tell
+        return
+    from fumehood.telling import Webhook, key_of, telling
+
+    webhook = Webhook(given.config.webhook.url, key_of(given.webhook_secret), given.authorities)
+    async with telling(webhook, ledger, clock) as found:
+        yield found.tell
 
 
 def outward_of(given: Given) -> Outward:

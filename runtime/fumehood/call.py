@@ -7,6 +7,8 @@ way out is shut, the credentials are revoked, the box is removed.
 
 from __future__ import annotations
 
+from functools import partial
+
 from fumehood import credentials, egress, evidence, execution, sandbox
 from fumehood.admission import approval, once, policy, verify
 from fumehood.execution import Work
@@ -19,8 +21,9 @@ async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
     recall = execution.recall_of(work)
     async with evidence.record(call, ports) as log:
         verified = await log.note(verify.check(call, ports.images, log.opened.pin))
-        verdict = await log.note(policy.evaluate(verified, log.policy, log.opened.conversation, ports.owner_uid, ports.clock.wall_s()))
-        grant = await log.note(approval.settle(verdict))
+        judge = partial(policy.evaluate, verified, log.policy, log.opened.conversation, ports.owner_uid, ports.clock.wall_s())
+        verdict = await log.note(judge())
+        grant = await log.note(await approval.settle(verdict, judge, execution.requester_of(work), log, ports))
         fresh = await log.note(await once.claim(grant, recall, ports))
         plan = await log.note(sandbox.plan(fresh))
         async with (

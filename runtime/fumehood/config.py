@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fumehood.approvals_config import ApprovalsConfig
 from fumehood.faults import FumehoodError
 from fumehood.gateway_config import GatewayConfig
 from fumehood.outward_config import OutwardConfig
@@ -44,6 +45,7 @@ class Config:
     results_kept_s: float = 24 * 3600.0
     gateway: GatewayConfig | None = None
     outward: OutwardConfig = field(default_factory=OutwardConfig)
+    approvals: ApprovalsConfig | None = None
     witnesses: tuple[tuple[str, str, bool], ...] = ()
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     file: str | None = None
@@ -116,6 +118,8 @@ def parse(text: str, file: str) -> Config:
             fields = {name: value for name, value in fields.items() if name not in ("egress", "credentials")}
         if fields.pop("policy", None) is not None:
             fields["policy"] = _policy(read, source)
+        if fields.get("approvals") is not None:
+            fields["approvals"] = _approvals(read, source)
         if fields.pop("evidence", None) is not None:
             fields["witnesses"] = _witnesses(read, source)
     except Problems as problems:
@@ -142,6 +146,13 @@ def _outward(read: Any, source: Source) -> OutwardConfig:
     from fumehood.outward_document import plain
 
     return plain(read.egress, read.credentials, source)
+
+
+def _approvals(read: Any, source: Source) -> ApprovalsConfig:
+    """The `approvals:` section as a value. Raises Problems."""
+    from fumehood.approvals_document import plain
+
+    return plain(read.approvals, source)
 
 
 def _witnesses(read: Any, source: Source) -> tuple[tuple[str, str, bool], ...]:

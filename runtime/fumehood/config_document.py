@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from fumehood.approvals_document import ApprovalsSection
 from fumehood.config import MAX_BOXES
 from fumehood.evidence_document import EvidenceSection
 from fumehood.gateway_document import GatewayDocument
@@ -56,6 +57,7 @@ class ConfigDocument(Strict):
     credentials: dict[Name, CredentialSection] = Field(
         default_factory=dict, max_length=MAX_CREDENTIALS, description="Credentials that profiles may use, by name."
     )
+    approvals: ApprovalsSection | None = Field(default=None, description="Who may approve what policy asks a person about.")
     evidence: EvidenceSection | None = Field(default=None, description="Who outside keeps signed checkpoints of the ledger.")
     policy: PolicySection | None = Field(default=None, description="Who may call what, in Cedar.")
     gateway: GatewayDocument | None = Field(

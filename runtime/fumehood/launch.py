@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fumehood import accounts, config, confine, operating, wire
+from fumehood.approvals_config import ApprovalsConfig
 from fumehood.faults import FumehoodError
 from fumehood.gateway_config import PinMode
 from fumehood.model import task_id
@@ -105,11 +106,29 @@ def settings(
         image_folder=account.image_folder,
         results_kept_s=found.results_kept_s,
         witnesses=found.witnesses,
+        **_approving(found, uid, account.name),
         review=found.gateway is not None and found.gateway.pins is PinMode.REVIEW,
         review_otherwise=() if found.gateway is None else found.gateway.pinned_otherwise,
-        outward=found.outward,
+        outward=replace(found.outward, webhook=None if found.approvals is None else found.approvals.webhook),
         policy=found.policy,
     )
+
+
+def _approving(found: config.Config, uid: int, name: str) -> dict[str, Any]:
+    """Who approves, and how: the state folder's owner where nobody is named. Raises FumehoodError."""
+    said = found.approvals or ApprovalsConfig()
+    for who, kind, value in said.approvers:
+        if kind == "uid" and value != str(uid):
+            detail = f"approvals.approvers.{who}: uid {value} does not own the state folder, and cannot answer there"
+            remedy = "Give another user a `key`: a signed answer comes by any way (docs/approvals.md)."
+            raise FumehoodError(Reason.CONFIG_INVALID, detail, remedy=remedy)
+    return {
+        "approvers": said.approvers or ((name, "uid", str(uid)),),
+        "approval_audience": said.audience,
+        "own_approvals": said.own,
+        "approval_wait_s": said.wait_s,
+        "approval_expire_s": said.expire_s,
+    }
 
 
 def with_workspace(chosen: Settings, *directories: int | None) -> Settings:
@@ -377,6 +396,7 @@ def _to_append(path: str, uid: int) -> int:
 
 
 def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
+    from fumehood.ledger.approving import Approving
     from fumehood.ledger.outside import Outside
     from fumehood.ledger.pinning import Pinning
     from fumehood.ledger.serve import serve
@@ -388,9 +408,14 @@ def _ledger(briefing: socket.socket, ends: list[socket.socket]) -> None:
         confine.give_up_root(chosen.ledger_uid, chosen.ledger_gid)
         outside = Outside(socket.socket(fileno=fds[0]) if fds else None, chosen.witnesses)
         how_pins = Pinning(review=chosen.review, otherwise=frozenset(chosen.review_otherwise), decides=chosen.decides)
+        how_approved = Approving(
+            approvers=chosen.approvers, audience=chosen.approval_audience, own=chosen.own_approvals, uid=chosen.caller_uid,
+            account=chosen.caller_name, decides=chosen.decides,
+        )  # fmt: skip
         serve(
-            ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s, outside, how_pins, takes_senders=chosen.takes_senders
-        )
+            ends, chosen.state.ledger, chosen.runtime_id, chosen.results_kept_s, outside, how_pins, how_approved,
+            takes_senders=chosen.takes_senders,
+        )  # fmt: skip
 
 
 def _broker(briefing: socket.socket, ends: list[socket.socket]) -> None:
@@ -416,7 +441,7 @@ def _briefed(briefing: socket.socket) -> tuple[Settings, list[int]] | None:
     if got is None:
         return None
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in got[0].items()}
-    for name in ("runtimes", "witnesses"):
+    for name in ("runtimes", "witnesses", "approvers"):
         fields[name] = tuple(tuple(each) for each in fields[name])
     return Settings(**{**fields, "state": StateFolder(Path(fields["state"]))}), got[1]
 

@@ -11,6 +11,7 @@ class State(StrEnum):
     OPEN = "open"
     VERIFIED = "verified"
     DECIDED = "decided"
+    WAITING = "waiting"
     GRANTED = "granted"
     PLANNED = "planned"
     MADE = "made"
@@ -28,6 +29,7 @@ class Event(StrEnum):
 
     VERIFY = "verify"
     DECIDE = "decide"
+    ASK = "ask"
     GRANT = "grant"
     PLAN = "plan"
     MAKE = "make"
@@ -45,6 +47,10 @@ _STRAIGHT = (
     (State.OPEN, Event.VERIFY, State.VERIFIED),
     (State.VERIFIED, Event.DECIDE, State.DECIDED),
     (State.DECIDED, Event.GRANT, State.GRANTED),
+    (State.DECIDED, Event.ASK, State.WAITING),
+    # Asked anew: the policy changed while a person thought, or an equal request was faster.
+    (State.WAITING, Event.ASK, State.WAITING),
+    (State.WAITING, Event.GRANT, State.GRANTED),
     (State.GRANTED, Event.PLAN, State.PLANNED),
     (State.PLANNED, Event.MAKE, State.MADE),
     (State.MADE, Event.BIND, State.BOUND),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from fumehood.permission import Need
+from fumehood.permission import Approval, Need
 from fumehood.reach import CredentialUse, Network
 from fumehood.reasons import Reason
 
@@ -75,12 +75,14 @@ class Oversize(StrEnum):
 class Keeping(StrEnum):
     """What can be kept of a call beside its record.
 
-    What its server said, as it said it; what its client was told; or how it ended, for whoever asks again by the same key.
+    What its server said, as it said it; what its client was told; how it ended, for whoever asks again by the same key; or its
+    arguments, for as long as an approver has to see them.
     """
 
     RESULT = "result"
     ANSWER = "answer"
     ONCE = "once"
+    ARGUMENTS = "arguments"
 
 
 class UserNamespace(StrEnum):
@@ -426,11 +428,11 @@ class Verdict:
 class Grant:
     """Permission to run exactly this call. Made only by `admission.approval`.
 
-    `approval` is the id of what was agreed, if anybody was asked.
+    `approval` is what was agreed, if anybody was asked: spent, so no other call has it.
     """
 
     verdict: Verdict
-    approval: str | None = None
+    approval: Approval | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,7 +130,7 @@ def _credential(name: str, section: Mapping[str, Any], source: Source) -> Creden
         wrong += others.problems
     if wrong:
         raise Problems(wrong)
-    sources = tuple((option, _source(value)) for option, value in sorted(secrets.items()))
+    sources = tuple((option, source_of(value)) for option, value in sorted(secrets.items()))
     return CredentialConfig(name=name, provider=provider, options=options, secrets=sources)
 
 
@@ -139,11 +139,11 @@ def _judge_secrets(at: Path, kind: Kind, secrets: Mapping[str, Any], source: Sou
         if option not in secrets:
             yield source.problem(at, f"expected `{option}`, as {{file: PATH}}, {{env: NAME}} or {{command: [ARGV]}}")
     for option, value in secrets.items():
-        if why := _wrong_source(value):
+        if why := wrong_source(value):
             yield source.problem((*at, option), why)
 
 
-def _wrong_source(value: object) -> str | None:
+def wrong_source(value: object) -> str | None:
     """What is wrong with where a secret is; its text is never repeated, for it may be the secret."""
     if not isinstance(value, dict):
         return (
@@ -164,6 +164,7 @@ def _wrong_source(value: object) -> str | None:
     return None
 
 
-def _source(value: Mapping[str, Any]) -> SecretSource:
+def source_of(value: Mapping[str, Any]) -> SecretSource:
+    """Where a secret is, of what `wrong_source` finds nothing wrong with."""
     ((way, said),) = value.items()
     return SecretSource(way, tuple(said) if isinstance(said, list) else (said,))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fumehood.faults import FumehoodError
-from fumehood.outward_config import CredentialConfig, Given, OutwardConfig, SecretSource
+from fumehood.outward_config import Given, OutwardConfig, SecretSource
 from fumehood.reasons import Reason
 from fumehood.safe_files import check_trusted, read_trusted
 
@@ -22,13 +22,18 @@ _PUBLIC = frozenset({"ca", "certificate"})
 
 def read(config: OutwardConfig, env: Mapping[str, str], uid: int) -> Given:
     """Everything that the configuration points at. Raises FumehoodError(CONFIG_INVALID | CONFIG_UNSAFE)."""
+    hook = config.webhook
     return Given(
         config=config,
         authorities=None if config.authorities is None else _authorities(config.authorities, uid),
         secrets={
-            each.name: {option: _secret(each, option, source, env, uid) for option, source in each.secrets}
+            each.name: {
+                option: _secret(f"credentials.{each.name}.{option}", source, env, uid, private=option not in _PUBLIC)
+                for option, source in each.secrets
+            }
             for each in config.credentials
         },
+        webhook_secret=None if hook is None else _secret("approvals.webhook.secret", hook.secret, env, uid, private=True),
     )
 
 
@@ -46,11 +51,10 @@ def _authorities(path: str, uid: int) -> str:
     return text
 
 
-def _secret(credential: CredentialConfig, option: str, source: SecretSource, env: Mapping[str, str], uid: int) -> str:
-    where = f"credentials.{credential.name}.{option}"
+def _secret(where: str, source: SecretSource, env: Mapping[str, str], uid: int, *, private: bool) -> str:
     try:
         if source.kind == "file":
-            text = _from_file(source.words[0], uid, private=option not in _PUBLIC)
+            text = _from_file(source.words[0], uid, private=private)
         elif source.kind == "env":
             text = _from_environment(source.words[0], env)
         else:

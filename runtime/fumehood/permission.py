@@ -1,4 +1,4 @@
-"""What permission takes beside a rule: who must agree, and how many of them. Pure values; standard library only."""
+"""What permission takes beside a rule: who must agree, how many of them, and who has. Pure values; standard library only."""
 
 from __future__ import annotations
 
@@ -25,3 +25,27 @@ class Need:
             count=max(self.count, other.count),
             requester=self.requester and other.requester,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """One word for or against a call. `identity` is whose it is whatever they are called: `uid:N`, `key:THUMBPRINT`, `requester`.
+
+    `how` it came: `terminal`, `command`, `signed`, or `requester-confirmed`, which is no approver's.
+    """
+
+    approver: str
+    identity: str
+    approves: bool
+    how: str
+    reason: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """What was agreed to, and by whom. `binding` is the digest of everything that it is for; it is good for one call."""
+
+    id: str
+    binding: str
+    votes: tuple[Vote, ...] = ()

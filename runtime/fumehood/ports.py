@@ -20,6 +20,7 @@ from fumehood.model import (
     ToolCall,
     Usage,
 )
+from fumehood.permission import Approval, Need, Vote
 from fumehood.policies.known import Conversation
 from fumehood.policies.policy import Policies
 from fumehood.reach import Secret, Supplies
@@ -188,6 +189,38 @@ class Definition:
     trusted: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """How it stands with an approval: `state` is open, approved, denied, withdrawn, expired or spent.
+
+    `task` is the call that asked first. `is_new`: this very request made it; an equal one had not.
+    """
+
+    id: str
+    task: str
+    binding: str
+    state: str
+    until_s: float
+    votes: tuple[Vote, ...] = ()
+    is_new: bool = False
+
+
+class Requester(Protocol):
+    """The client of a call that waits for an approval, which may know and may not decide (rule 23)."""
+
+    @property
+    def withdraws(self) -> bool:
+        """Whether a call that was cancelled was cancelled by its client, which does not want it any more."""
+        ...
+
+    async def pending(self, waiting: Mapping[str, Any]) -> bool | None:
+        """Tell of it, as `approval_prompt.lines` has it, for as long as that takes.
+
+        True: a person at the client confirms the request, which counts where a rule says so; False: takes it back; None: neither.
+        """
+        ...
+
+
 class Ledger(Protocol):
     """The ledger process. Raises `LedgerGone` when it cannot make durable what it was given."""
 
@@ -210,6 +243,33 @@ class Ledger(Protocol):
 
         `policy` is what the call was admitted by. Raises `Refused`: the key is another request's, or there are too many.
         """
+        ...
+
+    async def approval_ask(self, task: str, binding: str, need: Need, question: Mapping[str, Any], until_s: float) -> Waiting:
+        """Have a call wait for an approval of this binding: an equal request's if there is one, else a new one (durably).
+
+        Raises `Refused`: as many wait as may, or everything is stopped.
+        """
+        ...
+
+    async def approval_state(self, approval: str) -> Waiting:
+        """How it stands with it."""
+        ...
+
+    async def approval_spend(self, approval: str, binding: str, task: str) -> Approval | None:
+        """Use it up for this call, durably; None when it is not to be had any more."""
+        ...
+
+    async def approval_confirm(self, approval: str, task: str) -> None:
+        """Take the requester's own confirmation. Raises `Refused` where that is not enough."""
+        ...
+
+    async def approval_withdraw(self, approval: str, task: str) -> None:
+        """Take the request back. Raises `Refused` when it is decided."""
+        ...
+
+    async def approval_told(self, approval: str, task: str, told: str) -> None:
+        """Note what became of telling approvers."""
         ...
 
     async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
@@ -450,6 +510,22 @@ class Clock(Protocol):
         ...
 
 
+Tell = Callable[[Mapping[str, Any], str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approvals:
+    """How this runtime asks people: who may approve, how long a request is held open, and how long it can be approved.
+
+    `tell` has approvers told of a new one (its fields, the task that asked), and does not wait for it.
+    """
+
+    approvers: frozenset[str] = frozenset()
+    wait_s: float = 50.0
+    expire_s: float = 3600.0
+    tell: Tell = lambda _fields, _task: None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """Everything a call may touch. `owner_uid` owns the state folder, which policies can ask for."""
@@ -463,3 +539,4 @@ class Ports:
     halting: Halting = field(default_factory=Halting)
     policies: Policies = field(default_factory=Policies)
     outward: Outward = field(default_factory=Outward)
+    approvals: Approvals = field(default_factory=Approvals)

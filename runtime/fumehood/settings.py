@@ -16,7 +16,8 @@ class Settings:
 
     `witnesses` are (kind, where, required), the kind `file` or `http`.
     `review`: no tool's definition is accepted at first sight, but for the servers of `review_otherwise`, and the other way round.
-    `decides`: the ledger takes decisions about pins, for one command that serves nobody. Both are for the ledger alone to go by.
+    `decides`: the ledger takes decisions about pins and approvals, for one command that serves nobody. `approvers` are (name, `uid` or
+    `key`, value), `own_approvals` whether who asked as the caller may approve it at a terminal. These are for the ledger to go by.
 
     `outward` is the worker's alone: the others are not told where the operator's secrets are. So is
     `policy` (None: this runtime carries no calls), for they decide nothing.
@@ -57,6 +58,11 @@ class Settings:
     review: bool = False
     review_otherwise: tuple[str, ...] = ()
     decides: bool = False
+    approvers: tuple[tuple[str, str, str], ...] = ()
+    approval_audience: str = "fumehood"
+    own_approvals: bool = True
+    approval_wait_s: float = 50.0
+    approval_expire_s: float = 3600.0
     outward: OutwardConfig = field(default_factory=OutwardConfig)
     policy: PolicyConfig | None = None
     takes_senders: bool = False

@@ -19,11 +19,12 @@ GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
     "gateway_config", "gateway_document", "outward_config", "outward_document", "outward_secrets", "shipping", "residence", "accounts",
     "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document", "thumbprint", "oauth_config",
-    "oauth_document", "stopping", "knocking", "halting", "denial", "policies",
+    "oauth_document", "stopping", "knocking", "halting", "denial", "policies", "disguises", "approval_prompt", "signed_answer",
+    "approvals_config", "approvals_document",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
-TOP = frozenset({"call", "app", "launch", "confine", "brokering", "given", "operating", "witnessing"})
+TOP = frozenset({"call", "app", "launch", "confine", "brokering", "given", "operating", "witnessing", "telling"})
 ONLY_UNDER = {
     "docker": {"broker"},
     "pyroute2": {"broker"},
@@ -54,6 +55,9 @@ ALLOWED = {
     ("evidence_document", "profile"),
     ("oauth_document", "profile"),
     ("policies", "profile"),
+    ("approvals_document", "profile"),
+    # What a person is asked about says a call's profile in the profile's own sentences.
+    ("admission", "profile"),
     # Each kind of credential brings the strict model of its own options.
     ("outward_document", "credentials"),
     # The worker's own filter is compiled by a child, before anything of a stranger's is read.
@@ -141,7 +145,7 @@ def test_the_ledger_imports_no_stage() -> None:
 
 
 def test_the_spine_imports_stages_and_nothing_above() -> None:
-    assert broken({"call": GROUND | STAGES, "app": GROUND | STAGES | {"call", "brokering", "launch"}}) == []
+    assert broken({"call": GROUND | STAGES, "app": GROUND | STAGES | {"call", "brokering", "launch", "telling"}}) == []
 
 
 def test_front_doors_do_not_import_each_other_or_the_privileged_process() -> None:

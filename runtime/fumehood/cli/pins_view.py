@@ -19,7 +19,7 @@ from rich.text import Text
 
 from fumehood.cli.pins import short
 from fumehood.cli.records_view import shown, when
-from fumehood.gateway.disguises import hidden, look_alikes, revealed
+from fumehood.disguises import hidden, look_alikes, revealed
 from fumehood.model import PinState
 
 Row = Mapping[str, Any]

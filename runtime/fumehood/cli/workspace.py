@@ -48,7 +48,7 @@ def diff(
         else:
             found = whole_set(ask, task.lower())
             colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-            for line in drawn(found, lambda index: _contents(ask, found["task"], index)):
+            for line in drawn(found, lambda index: contents(ask, found["task"], index)):
                 typer.echo(coloured(line) if colours else line)
 
 
@@ -109,7 +109,7 @@ def _write_sets(found: Mapping[str, Any], *, as_json: bool) -> None:
         typer.echo("only the newest are listed", err=True)
 
 
-def _contents(ask: Ask, task: str, index: int) -> tuple[bytes | None, bytes | None]:
+def contents(ask: Ask, task: str, index: int) -> tuple[bytes | None, bytes | None]:
     """The old and the new content, None where there is none, each read one byte further than is shown."""
     told, fds = ask("pending_open", {"task": task, "index": index})
     read = []
@@ -124,7 +124,7 @@ def _read(file: BinaryIO) -> bytes:
     return file.read(SHOWN_BYTES + 1)
 
 
-def drawn(found: Mapping[str, Any], contents: Callable[[int], tuple[bytes | None, bytes | None]]) -> Iterator[str]:
+def drawn(found: Mapping[str, Any], opened: Callable[[int], tuple[bytes | None, bytes | None]]) -> Iterator[str]:
     """Give the lines of a whole set: why it waits, then every change."""
     yield f"# task {found['task']}, workspace {visible(found['workspace'])}"
     yield f"# waits because: {visible(found['why'])}"
@@ -132,7 +132,7 @@ def drawn(found: Mapping[str, Any], contents: Callable[[int], tuple[bytes | None
         yield f"# never committed: {visible(path)}: {visible(why)}"
     for index, change in enumerate(found["changes"]):
         if change["op"] in ("file", "remove"):
-            yield from difference(change, *contents(index))
+            yield from difference(change, *opened(index))
         else:
             yield told(change)
 

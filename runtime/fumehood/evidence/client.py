@@ -14,12 +14,14 @@ from typing import Any
 
 import anyio
 
+from fumehood.approval_prompt import votes_of
 from fumehood.asking import Asker
 from fumehood.evidence.facts import DETAIL_CHARS, bounded, listed, plain, short, text
 from fumehood.faults import LedgerGone
 from fumehood.lifecycle import State
 from fumehood.model import Keeping, Outcome, PinOf, PinState, Sender, ToolCall
-from fumehood.ports import Clock, Definition, EgressEntry, Kept, Opened, OpenLease, Revoked, SenderKey
+from fumehood.permission import Approval, Need
+from fumehood.ports import Clock, Definition, EgressEntry, Kept, Opened, OpenLease, Revoked, SenderKey, Waiting
 from fumehood.reasons import Reason
 from fumehood.sealing import seal
 from fumehood.wire import WireError
@@ -81,6 +83,35 @@ class LedgerClient:
         args = {"task": task, "kind": kind.value, "offset": offset, "bytes": size}
         said, _ = await self._ask("keep", args, (source,))
         return float(said["until"])
+
+    async def approval_ask(self, task: str, binding: str, need: Need, question: Mapping[str, Any], until_s: float) -> Waiting:
+        """Have a call wait for an approval. Raises Refused or LedgerGone."""
+        asked = {**asdict(need), "approvers": None if need.approvers is None else sorted(need.approvers)}
+        said, _ = await self._ask(
+            "approval_ask", {"task": task, "binding": binding, "need": asked, "question": dict(question), "until": until_s}
+        )
+        return _waiting(said)
+
+    async def approval_state(self, approval: str) -> Waiting:
+        """How it stands with it. Raises Refused or LedgerGone."""
+        return _waiting((await self._ask("approval_state", {"approval": approval}))[0])
+
+    async def approval_spend(self, approval: str, binding: str, task: str) -> Approval | None:
+        """Use it up. Raises Refused or LedgerGone."""
+        said, _ = await self._ask("approval_spend", {"approval": approval, "binding": binding, "task": task})
+        return None if said is None else Approval(id=said["id"], binding=said["binding"], votes=votes_of(said["votes"]))
+
+    async def approval_confirm(self, approval: str, task: str) -> None:
+        """Take the requester's own confirmation. Raises Refused or LedgerGone."""
+        await self._ask("approval_confirm", {"approval": approval, "task": task})
+
+    async def approval_withdraw(self, approval: str, task: str) -> None:
+        """Take the request back. Raises Refused or LedgerGone."""
+        await self._ask("approval_withdraw", {"approval": approval, "task": task})
+
+    async def approval_told(self, approval: str, task: str, told: str) -> None:
+        """Note what became of telling approvers. Raises Refused or LedgerGone."""
+        await self._ask("approval_told", {"approval": approval, "task": task, "told": text(told, NAME_CHARS)})
 
     async def lease_opened(
         self, lease: str, task: str, credential: str, provider: str, handle: Mapping[str, Any], until_s: float | None
@@ -192,6 +223,13 @@ class LedgerClient:
             return await self._asker.ask(verb, args, fds)
         except WireError as error:
             raise _gone(error) from error
+
+
+def _waiting(said: Mapping[str, Any]) -> Waiting:
+    return Waiting(
+        id=said["id"], task=said["task"], binding=said["binding"], state=said["state"], until_s=said["until"],
+        votes=votes_of(said["votes"]), is_new=said.get("is_new", False),
+    )  # fmt: skip
 
 
 def opening(call: ToolCall) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import anyio
@@ -25,6 +25,7 @@ from fumehood.evidence.ending import ending, one_line, unrecorded
 from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.lifecycle import NEXT, Event, State
 from fumehood.model import REMOTE, Deny, Fresh, Grant, Outcome, Plan, Repeat, Result, ToolCall, Verdict, Verified
+from fumehood.permission import Approval
 from fumehood.policies.policy import Policy
 from fumehood.ports import Opened, Ports
 from fumehood.reasons import Reason
@@ -37,6 +38,7 @@ Noted = TypeVar("Noted", Verified, Verdict, Grant, Fresh, Plan)
 STAGES = {
     State.VERIFIED: "verify",
     State.DECIDED: "verify",
+    State.WAITING: "verify",
     State.GRANTED: "verify",
     State.PLANNED: "verify",
     State.MADE: "make",
@@ -52,6 +54,8 @@ _log = logging.getLogger("fumehood")
 
 def stage(before: State, after: State) -> str | None:
     """What the time between two states was spent on."""
+    if before is State.WAITING:
+        return "approval"
     return "parked" if before is State.PARKED and after is not State.REMOVED else STAGES.get(after)
 
 
@@ -114,8 +118,11 @@ class Log:
                     await self.event(Event.VERIFY, image=image.name, image_digest=image.digest, docker_id=image.docker_id)
             case Verdict():
                 await self.event(Event.DECIDE, decision=value.decision.value, rule=value.rule, policy=value.policy)
-            case Grant():
+            case Grant(approval=None):
                 await self.event(Event.GRANT)
+            case Grant(approval=Approval() as agreed):
+                # The verdict of the moment that it was spent in: what is decided again may be decided by another rule.
+                await self.event(Event.GRANT, rule=value.verdict.rule, approval=asdict(agreed))
             case Plan():
                 await self.event(Event.PLAN, **_plan_facts(value))
         return value

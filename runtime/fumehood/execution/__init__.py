@@ -7,10 +7,21 @@ pipe; at sixteen times the limit it is. The box's streams are pipes, never termi
 """
 
 from fumehood.execution.running import ENVIRONMENT, run
-from fumehood.execution.work import Call, Command, Exchange, Hosting, Parking, Streams, Visit, Work, recall_of
+from fumehood.execution.work import (
+    Call,
+    Command,
+    Exchange,
+    Hosting,
+    Parking,
+    Streams,
+    Visit,
+    Work,
+    recall_of,
+    requester_of,
+)
 from fumehood.residence import ServerStreams
 
 __all__ = [
     "ENVIRONMENT", "Call", "Command", "Exchange", "Hosting", "Parking", "ServerStreams", "Streams", "Visit", "Work", "recall_of",
-    "run",
+    "requester_of", "run",
 ]  # fmt: skip

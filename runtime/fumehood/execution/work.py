@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from fumehood.model import Usage
-from fumehood.ports import Exited, Origin, Recall
+from fumehood.ports import Exited, Origin, Recall, Requester
 from fumehood.reasons import Reason
 from fumehood.residence import HeldBox, Residence, ServerStreams
 
@@ -40,6 +40,7 @@ class Command:
     put: tuple[tuple[int, str], ...] = ()
     get: tuple[tuple[str, int], ...] = ()
     get_bytes: int | None = None
+    requester: Requester | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Exchange:
     argv: tuple[str, ...]
     converse: Callable[[Streams], Awaitable[Any]]
     recall: Recall | None = None
+    requester: Requester | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class Visit:
 
     converse: Callable[[Streams], Awaitable[Any]]
     recall: Recall | None = None
+    requester: Requester | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Call:
     speak: Callable[[Origin], AbstractAsyncContextManager[ServerStreams]]
     converse: Callable[[Streams], Awaitable[Any]]
     recall: Recall | None = None
+    requester: Requester | None = None
 
 
 Work = Command | Exchange | Hosting | Visit | Call
@@ -83,6 +87,11 @@ Work = Command | Exchange | Hosting | Visit | Call
 def recall_of(work: Work) -> Recall | None:
     """How what the work gives is kept for a request that repeats it; None where nothing is."""
     return work.recall if isinstance(work, Exchange | Visit | Call) else None
+
+
+def requester_of(work: Work) -> Requester | None:
+    """Who is told when the call waits for an approval; None where nobody is: a server is only started."""
+    return None if isinstance(work, Hosting) else work.requester
 
 
 class RunningBox(HeldBox, Protocol):

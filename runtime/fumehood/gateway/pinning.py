@@ -16,9 +16,9 @@ from typing import Any
 
 from fumehood.admission.policy import permits
 from fumehood.canonical import canonical
+from fumehood.disguises import hidden
 from fumehood.faults import FumehoodError
 from fumehood.gateway.catalogue import Catalogue, Tool
-from fumehood.gateway.disguises import hidden
 from fumehood.gateway.protocol import CALL_FAILED, NAME, GatewayError, printable
 from fumehood.gateway.served import Served
 from fumehood.model import Kind, PinOf, PinState, ToolCall

@@ -6,6 +6,7 @@ one that was committed before it by another runtime, if one was. So every entry 
 be taken out whole once another runtime has written, and each chain has one writer: the ledger process of its runtime.
 
     began   opened  lease.opened  lease.issued  lease.closed  closed  lost  pruned  ended
+    approval.asked  approval.voted  approval.confirmed  approval.withdrawn  approval.expired  approval.spent
 
 `closed` is the end of a call by its own runtime. A call whose runtime died is `lost`: that stands in the chain of the runtime that
 swept it, for the dead one's has no writer any more. A lease that a sweeper revoked is closed in the sweeper's chain in the same way.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,14 @@ class Chain:
             return  # tried in vain, or closed before: its entry is there
         self._add(
             conn, f"lease.{step}", at_s, task=named["task"], lease=lease, row=digests.digest(row[: digests.SETTLED[step]])
+        )  # fmt: skip
+
+    def approval(self, conn: Transaction, step: str, row: Mapping[str, Any], at_s: float) -> None:
+        """Attest a step of an approval, with whose words it has: the entry itself says all of it."""
+        votes = [{name: vote[name] for name in ("identity", "approver", "approves", "how", "reason")} for vote in row["votes"]]
+        self._add(
+            conn, f"approval.{step}", at_s, task=row["spent_by"] or row["task"], approval=row["id"], binding=row["binding"],
+            state=row["state"], votes=votes,
         )  # fmt: skip
 
     def pruned(self, conn: Transaction, before_s: float, at_s: float, *, leases: int, egress: int) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from fumehood import wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
-from fumehood.ledger import journal, origins, pinning
+from fumehood.ledger import approving, journal, origins, pinning
+from fumehood.ledger.approving import Approving
 from fumehood.ledger.attesting import Chain
 from fumehood.ledger.calls import BEGINS, LOOSE, WRITES, Calls
 from fumehood.ledger.outside import Outside
@@ -40,11 +41,12 @@ class Book:
 
     def __init__(
         self, folder: Path, runtime_id: str, results_kept_s: float, stack: ExitStack, *, worker: socket.socket, outside: Outside,
-        how_pins: Pinning, takes_senders: bool,
+        how_pins: Pinning, how_approved: Approving, takes_senders: bool,
     ) -> None:  # fmt: skip
         """Open the database if that can be done; whatever `stack` is left with is closed with it."""
         self._folder = folder
         self._pinning = how_pins
+        self._approving = how_approved
         self._results_kept_s = results_kept_s
         self._results: Results | None = None
         self._copies: list[tuple[Request, Copy]] = []
@@ -55,8 +57,8 @@ class Book:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._chain = Chain(runtime_id, boot_id, folder)
         self._calls = Calls(
-            folder, runtime_id, boot_id, results_kept_s, chain=self._chain, how_pins=how_pins, worker=worker,
-            takes_senders=takes_senders,
+            folder, runtime_id, boot_id, results_kept_s, chain=self._chain, how_pins=how_pins, how_approved=how_approved,
+            worker=worker, takes_senders=takes_senders,
         )  # fmt: skip
         self.standing = Standing(self._chain, outside, self._database)
         with suppress(FumehoodError):  # told to whoever asks
@@ -186,8 +188,12 @@ class Book:
         opens = any(request.verb in BEGINS for request in writes)
         if opens and not database.reserve.fill():
             raise LedgerGone(Reason.LEDGER_UNAVAILABLE, "the disk has no room to close another record")
+        self._approving.settled.clear()
         with database.write(durable=any(request.verb not in LOOSE for request in writes)) as conn:
             replies = [self._calls.apply(conn, request) for request in writes]
+        for task in self._approving.settled:
+            with suppress(FumehoodError):  # it goes with its age
+                self._kept().forget(task, Keeping.ARGUMENTS)
         for request, said in zip(writes, replies, strict=True):
             if request.verb != "event":
                 reply(request, said)
@@ -264,7 +270,9 @@ class Book:
 
 
 def _listed(conn: Transaction, verb: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What people ask: `tasks` and `task`."""
+    """What people ask: `tasks` and `task`, and about approvals."""
+    if verb in approving.READS:
+        return approving.read(conn, verb, fields)
     from fumehood.store import queries  # SQLAlchemy with it, which no call waits for
 
     if verb == "tasks":

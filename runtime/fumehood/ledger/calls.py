@@ -13,7 +13,8 @@ from typing import Any
 
 from fumehood import stopping, wire
 from fumehood.faults import Refused
-from fumehood.ledger import journal, origins
+from fumehood.ledger import approving, journal, origins
+from fumehood.ledger.approving import Approving
 from fumehood.ledger.attesting import Chain
 from fumehood.ledger.peers import Request, not_possible
 from fumehood.ledger.pinning import Pinning
@@ -25,11 +26,11 @@ from fumehood.store.database import Transaction
 
 # At least so long: a key that is forgotten before its client gives up is a second run.
 KEYS_KEPT_S = 24 * 3600.0
-WRITES = frozenset({"open", "claim", "event", "close", "close_lost", *journal.WRITES, *origins.WRITES})
+WRITES = frozenset({"open", "claim", "event", "close", "close_lost", *journal.WRITES, *origins.WRITES, *approving.WRITES})
 # Lost in a power cut, a step of a timeline or a line of an egress log is missed by nobody who must act on it.
 LOOSE = frozenset({"event", "egress"})
 # What begins something of a call: refused while everything is stopped.
-_CALLS_BEGIN = frozenset({"open", "claim", "lease_opened"})
+_CALLS_BEGIN = frozenset({"open", "claim", "lease_opened", *approving.BEGINS})
 # What begins something: refused on a full disk, where the rest may use what was set aside for it.
 BEGINS = frozenset({*_CALLS_BEGIN, *origins.BEGINS})
 
@@ -39,9 +40,10 @@ class Calls:
 
     def __init__(
         self, folder: Path, runtime_id: str, boot_id: str, results_kept_s: float, *, chain: Chain, how_pins: Pinning,
-        worker: socket.socket, takes_senders: bool,
+        how_approved: Approving, worker: socket.socket, takes_senders: bool,
     ) -> None:  # fmt: skip
         """Write nothing yet."""
+        self._approving = how_approved
         self._folder = folder
         self._runtime_id = runtime_id
         self._boot_id = boot_id
@@ -58,6 +60,8 @@ class Calls:
             return wire.reply_of_error(Refused(deny))
         if verb in origins.WRITES:
             return origins.write(conn, verb, fields, at_s=now_s, takes_senders=self._takes_senders)
+        if verb in approving.WRITES:
+            return self._approving.write(conn, self._chain, verb, fields, runtime_id=self._runtime_id, at_s=now_s)
         if verb not in journal.WRITES:
             return self._move(conn, request, now_s)
         done = journal.write(conn, verb, fields, runtime_id=self._runtime_id, at_s=now_s)

@@ -20,7 +20,7 @@ from fumehood.store import digests
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "tag:fumehood,2026:receipt/v1"
-_STEPS = frozenset({State.DECIDED, State.PLANNED, State.MADE, State.SETTLED})
+_STEPS = frozenset({State.DECIDED, State.GRANTED, State.PLANNED, State.MADE, State.SETTLED})
 _USAGE = (
     *("cpu_user_s", "cpu_system_s", "cpu_throttled_s", "memory_peak_bytes", "pids_peak", "oom_kills", "pids_limit_hits"),
     *("io_read_bytes", "io_write_bytes"),
@@ -74,7 +74,10 @@ def statement(told: Told) -> str:
             "profile": {"name": record["profile"], "digest": record["profile_digest"]},
             "image": {"name": record["image"], "digest": record["image_digest"]},
             "init": record["init_digest"],
-            "decision": {"decision": facts.get("decided", {}).get("decision"), "rule": record["rule"], "approvals": []},
+            "decision": {
+                "decision": facts.get("decided", {}).get("decision"), "rule": record["rule"],
+                "approvals": [agreed] if (agreed := facts.get("granted", {}).get("approval")) else [],
+            },
             "plan": plan,
             "accept_risks": (plan or {}).get("accept_risk", []),
             "box": {

@@ -29,6 +29,9 @@ COUNTERS_BYTES = 4 * 1024
 ENTRIES = 1024
 DEFINITIONS = 2048
 DEFINITION_BYTES = 64 * 1024
+QUESTION_BYTES = 96 * 1024
+ANSWER_CHARS = 8 * 1024
+APPROVERS = 8
 TOOL_CHARS = 128
 TEXT_CHARS = 1024
 DETAIL_CHARS = 4096
@@ -180,6 +183,13 @@ def _definition_text(value: Any) -> str:
     return text
 
 
+def _need(value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = _fields({"approvers": _maybe(_names), "count": _whole, "requester": _flag})(value)
+    if not 1 <= found["count"] <= APPROVERS:
+        raise ValueError(f"must be of 1 to {APPROVERS} approvers")
+    return found
+
+
 def _counters(value: Any) -> dict[str, int]:
     counters: dict[str, int] = _json(dict, COUNTERS_BYTES)(value)
     return {name: _whole(count) for name, count in counters.items()}
@@ -310,11 +320,24 @@ SHAPES: dict[str, dict[str, Check]] = {
     "pin_accept": _PIN,
     "pin_reject": _PIN,
     "pins_forget": {"server": _NAME, "profile": _NAME},
+    "approval_ask": {"task": _ID, "binding": _NAME, "need": _need, "question": _json(dict, QUESTION_BYTES), "until": _number},
+    "approval_spend": {"approval": _ID, "binding": _NAME, "task": _ID},
+    "approval_confirm": {"approval": _ID, "task": _ID},
+    "approval_withdraw": {"approval": _ID, "task": _ID},
+    "approval_told": {"approval": _ID, "task": _ID, "told": _NAME},
+    "approval_vote": {
+        "approval": _ID, "binding": _NAME, "approves": _flag, "reason": _text(TEXT_CHARS), "at_terminal": _flag,
+    },
+    "approval_answer": {"answer": _text(ANSWER_CHARS)},
+    "approvals_expire": {},
+    "approval_state": {"approval": _ID},
+    "approval": {"approval": _task(PREFIX_CHARS)},
+    "approvals": {"after": _maybe(_ID), "everything": _maybe(_flag)},
     "egress": {"task": _ID, "entries": _entries, "counters": _counters},
     "egress_of": {"task": _ID, "after_seq": _maybe(_whole)},
 }
 # A reader may leave out what it does not want; a record leaves nothing out.
-_LENIENT = frozenset({"open_tasks", "tasks", "task", "leases", "egress_of", "senders"})
+_LENIENT = frozenset({"open_tasks", "tasks", "task", "leases", "egress_of", "senders", "approvals"})
 
 
 def checked(verb: object, args: object) -> tuple[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from fumehood.ledger.approving import Approving
 from fumehood.ledger.book import Book
 from fumehood.ledger.outside import Outside
 from fumehood.ledger.peers import BATCH, Request, receive
@@ -36,6 +37,7 @@ def serve(
     results_kept_s: float = RESULTS_KEPT_S,
     outside: Outside | None = None,
     how_pins: Pinning | None = None,
+    how_approved: Approving | None = None,
     *,
     takes_senders: bool = False,
 ) -> None:
@@ -50,7 +52,7 @@ def serve(
         outside = outside or Outside(None, ())
         book = Book(
             folder, runtime_id, results_kept_s, stack, worker=socks[0], outside=outside, how_pins=how_pins or Pinning(),
-            takes_senders=takes_senders,
+            how_approved=how_approved or Approving(), takes_senders=takes_senders,
         )  # fmt: skip
         selector = stack.enter_context(_selector(socks, outside))
         peers = len(socks)

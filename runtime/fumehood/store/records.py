@@ -37,6 +37,7 @@ def _named(fact: str) -> Callable[[Mapping[str, Any]], str | None]:
 _COLUMNS: dict[State, dict[str, Callable[[Mapping[str, Any]], Any]]] = {
     State.VERIFIED: {"image_digest": _named("image_digest")},
     State.DECIDED: {"rule": _named("rule")},
+    State.GRANTED: {"rule": _named("rule")},
     State.MADE: {"engine": _named("engine"), "container": _named("container"), "init_digest": _named("init")},
     State.RUNNING: {"readback": lambda facts: _json(facts.get("readback"))},
     State.REMOVED: {"teardown": lambda facts: _json({name: value for name, value in facts.items() if name != "ms"})},

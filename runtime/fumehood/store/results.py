@@ -89,6 +89,11 @@ class Results:
             return None
         return Found(fd, status.st_size, status.st_mtime, until_s)
 
+    def forget(self, task: str, kind: Keeping) -> None:
+        """Remove what is kept of a task, if anything is."""
+        with _told(), suppress(FileNotFoundError):
+            os.unlink(_name(task, kind), dir_fd=self._fd)
+
     def prune(self, older_than_s: float | None = None) -> tuple[int, int]:
         """Remove what is older than that, or than results are kept; how many that were, and their bytes."""
         limit_s = time.time() - (self._kept_s if older_than_s is None else older_than_s)

@@ -17,7 +17,7 @@ def issue(_params: dict) -> dict:
 def push(params: dict) -> dict:
     branch = params["arguments"].get("branch", "main")
     done = subprocess.run(
-        ["git", "-C", "/workspace", "-c", "safe.directory=*", "push", "/workspace/origin.git", branch], capture_output=True, text=True
+        ["git", "-C", "/workspace", "-c", "safe.directory=*", "push", "/workspace/origin.git", branch], check=False, capture_output=True, text=True
     )
     return stateful.text(done.stderr) | ({} if done.returncode == 0 else {"isError": True})
 

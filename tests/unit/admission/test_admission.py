@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 import fakes
-from fumehood.admission import approval, policy, verify
+from fumehood.admission import policy, verify
 from fumehood.model import (
     Decision,
     Deny,
     Filesystem,
-    Grant,
     Image,
     Kind,
     PinState,
@@ -162,7 +161,7 @@ def test_a_tool_that_is_not_listed_exactly_is_denied(allowed: frozenset[str]) ->
 def test_a_listed_tool_is_allowed_and_granted(allowed: frozenset[str] | None) -> None:
     verdict = judged(call_with(WorkspaceMode.NONE, tools=allowed))
     assert isinstance(verdict, Verdict)
-    assert isinstance(approval.settle(verdict), Grant)
+    assert verdict.decision is Decision.ALLOW
 
 
 def test_a_sender_who_does_not_own_the_state_folder_is_denied() -> None:
@@ -170,14 +169,6 @@ def test_a_sender_who_does_not_own_the_state_folder_is_denied() -> None:
     found = judged(call)
     assert isinstance(found, Deny)
     assert found.reason is Reason.SENDER_DENIED
-
-
-def test_what_would_need_an_approval_is_refused_while_nobody_can_give_one() -> None:
-    verdict = Verdict(verified=verified(call_with(WorkspaceMode.NONE)), decision=Decision.ASK, rule="ask.1")
-    found = approval.settle(verdict)
-    assert isinstance(found, Deny)
-    assert found.reason is Reason.APPROVAL_UNAVAILABLE
-    assert found.rule == "ask.1"
 
 
 @pytest.mark.parametrize("workspace", [mode for mode in WorkspaceMode if mode is not WorkspaceMode.NONE])

@@ -1,4 +1,4 @@
-r"""What makes a tool look like another, or say what its reader does not see. Pure.
+r"""What makes a text look like another, or say what its reader does not see. Pure.
 
 Attacks: a description with instructions in characters that a terminal does not draw and a model reads (tag characters spell
 ASCII, variation selectors carry bytes); bidirectional controls that reorder what a reviewer reads; a tool named as another is,
@@ -9,6 +9,7 @@ What honest text needs is no disguise: a line break or tab, an emoji's variation
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -22,12 +23,41 @@ _HIDDEN = re.compile(
     "|(?<![\u00a9\u00ae\u203c-\u3299\U0001f000-\U0001faff#*0-9])[\ufe0e\ufe0f]"
     "|[\u200c\u200d](?![^\x00-\x7f])|(?<![^\x00-\x7f])[\u200c\u200d]"
 )
+_WORD = re.compile(r"\w+")
 _SEPARATORS = re.compile(r"[\W_]+")
 
 
 def revealed(text: str) -> str:
     """The text as a terminal can show it: whatever is not drawn, or draws something else than itself, as an escape."""
     return "".join(char if char == "\n" or (char.isprintable() and not _HIDDEN.match(char)) else _escape(char) for char in text)
+
+
+def unmistakable(text: str) -> str:
+    """As `revealed`, on one line, and no letter passes for an ASCII one in a word that could be read as ASCII.
+
+    For what somebody agrees to: a word of another alphabet stays, but not one of which each letter has a twin in ASCII.
+    """
+    line = revealed(text).replace("\n", "\\n")
+    return line if line.isascii() else _WORD.sub(_plainly, line)
+
+
+def _plainly(word: re.Match[str]) -> str:
+    text = word[0]
+    foreign = {char for char in text if not char.isascii()}
+    if not foreign or not (any(char.isascii() and char.isalpha() for char in text) or all(map(_has_twin, foreign))):
+        return text
+    return "".join(_escape(char) if char in foreign and _has_twin(char) else char for char in text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_twin(char: str) -> bool:
+    """Whether a letter can be taken for one of ASCII's."""
+    from confusable_homoglyphs import confusables  # type: ignore[import-untyped]
+
+    if unicodedata.normalize("NFKC", char).isascii():
+        return True
+    found = confusables.is_confusable(char, greedy=True, preferred_aliases=[]) or []
+    return any(one["c"].isascii() and one["c"].isalnum() for each in found for one in each["homoglyphs"])
 
 
 def hidden(definition: Any, place: str = "") -> Iterator[str]:
@@ -48,7 +78,7 @@ def hidden(definition: Any, place: str = "") -> Iterator[str]:
 
 def skeleton(name: str) -> str:
     """What is left of a name for an eye that reads fast: equal for names that can be taken for each other."""
-    from confusable_homoglyphs import confusables  # type: ignore[import-untyped]
+    from confusable_homoglyphs import confusables
 
     folded = unicodedata.normalize("NFKC", name).casefold()
     letters = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fumehood.gateway.disguises import hidden, look_alikes, revealed
+from fumehood.disguises import hidden, look_alikes, revealed
 
 
 @pytest.mark.parametrize(
