@@ -21,7 +21,6 @@ from typing import Any, Protocol
 import anyio
 
 from fumehood import approval_prompt
-from fumehood.admission import policy
 from fumehood.faults import FumehoodError, Refused
 from fumehood.lifecycle import Event
 from fumehood.memory import Memory

@@ -214,8 +214,7 @@ async def test_an_approval_is_of_one_profile_image_policy_need_and_workspace(tmp
         # The same path: another directory may have been put in its place.
         bindings.add(approval._Question(swapped(verdict, profile=mounted, workspace_fd=fd, workspace_path="/w")).binding)
         os.close(fd)
-    monkeypatch.setattr(approval.policy, "IDENTITY", "another/2")
-    bindings.add(approval._Question(verdict).binding)
+    bindings.add(approval._Question(replace(verdict, policy="sha256:another")).binding)
     assert len(bindings) == 7
 
 
