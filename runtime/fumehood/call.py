@@ -19,7 +19,7 @@ async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
     recall = execution.recall_of(work)
     async with evidence.record(call, ports) as log:
         verified = await log.note(verify.check(call, ports.images, log.opened.pin))
-        verdict = await log.note(policy.evaluate(verified, log.policy, log.opened.conversation, ports.owner_uid, ports.clock.wall_s()))
+        verdict = await log.note(policy.evaluate(verified, log.policy, log.opened.booked, ports.owner_uid, ports.clock.wall_s()))
         grant = await log.note(approval.settle(verdict))
         fresh = await log.note(await once.claim(grant, recall, ports))
         plan = await log.note(sandbox.plan(fresh))
