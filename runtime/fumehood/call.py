@@ -21,7 +21,7 @@ async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
     recall = execution.recall_of(work)
     async with evidence.record(call, ports) as log:
         verified = await log.note(verify.check(call, ports.images, log.opened.pin))
-        judge = partial(policy.evaluate, verified, log.policy, log.opened.conversation, ports.owner_uid, ports.clock.wall_s())
+        judge = partial(policy.evaluate, verified, log.policy, log.opened.booked, ports.owner_uid, ports.clock.wall_s())
         verdict = await log.note(judge())
         grant = await log.note(await approval.settle(verdict, judge, execution.requester_of(work), log, ports))
         fresh = await log.note(await once.claim(grant, recall, ports))

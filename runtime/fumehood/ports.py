@@ -21,7 +21,7 @@ from fumehood.model import (
     Usage,
 )
 from fumehood.permission import Approval, Need, Vote
-from fumehood.policies.known import Conversation
+from fumehood.policies.known import Account, Booked
 from fumehood.policies.policy import Policies
 from fumehood.reach import Secret, Supplies
 from fumehood.reasons import Reason
@@ -177,7 +177,7 @@ class Opened:
     """What the ledger knows of a call at the moment that its record is opened. `pin` is None for a call without one."""
 
     pin: PinState | None = None
-    conversation: Conversation = field(default_factory=Conversation)
+    booked: Booked = field(default_factory=Booked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,8 +224,8 @@ class Requester(Protocol):
 class Ledger(Protocol):
     """The ledger process. Raises `LedgerGone` when it cannot make durable what it was given."""
 
-    async def open(self, call: ToolCall) -> Opened:
-        """Write the call's record durably. Returns only when it is on disk."""
+    async def open(self, call: ToolCall, account: Account | None = None) -> Opened:
+        """Write the call's record durably, and book it if it has an account. Returns only when it is on disk."""
         ...
 
     async def pins_seen(

@@ -59,6 +59,7 @@ class Reason(StrEnum):
     SENDER_UNKNOWN = "sender_unknown", "there is no such sender", "`fumehood senders list` names them all."
     SENDER_DENIED = "sender_denied", "this sender may not call anything", "Run as the owner of the state folder, or have the operator permit it by policy."
     POLICY_DENIED = "policy_denied", "the operator's policy does not permit this call", "Do something else; asking again, or for the same by another way, is decided alike."
+    BUDGET_EXCEEDED = "budget_exceeded", "a budget of the operator's policy is used up", "Wait until the named time; asking earlier, or by another way, is refused alike."
     POLICY_FAILED = "policy_failed", "a policy could not be evaluated, so nothing is permitted", "Have the operator correct it; `fumehood policy check` and `fumehood policy explain` help."
     POLICY_INVALID = "policy_invalid", "the policies are not valid", "Correct what `fumehood policy check` names."
     APPROVAL_UNAVAILABLE = "approval_unavailable", "an approval is needed and nobody can give it", "Change the rule, or name approvers in `approvals` of fumehood.yaml."

@@ -6,13 +6,17 @@ not name no policy permits.
 
 from __future__ import annotations
 
+import math
 import re
+import time
+from collections.abc import Sequence
 from functools import reduce
 
 from fumehood.model import Decision, Deny, Kind, Profile, Scope, Verdict, Verified
 from fumehood.permission import Need
 from fumehood.policies.cedar import Answer, Rule
-from fumehood.policies.known import Conversation
+from fumehood.policies.known import Booked, Spent
+from fumehood.policies.labels import labels_of
 from fumehood.policies.naming import LOCAL, door_of, resource_of
 from fumehood.policies.policy import Policy
 from fumehood.policies.projection import entities_of, request_of
@@ -21,7 +25,7 @@ from fumehood.reasons import Reason
 WORKSPACE_FILES = "workspace:///"
 
 
-def evaluate(verified: Verified, policy: Policy, conversation: Conversation, owner_uid: int, now_s: float) -> Verdict | Deny:
+def evaluate(verified: Verified, policy: Policy, booked: Booked, owner_uid: int, now_s: float) -> Verdict | Deny:
     """ALLOW, ASK or a refusal. A call without a tool name is an ad-hoc command of the operator's, or a catalogue reading."""
     call = verified.call
     if not permits(call.profile, call.kind, call.tool):
@@ -31,35 +35,46 @@ def evaluate(verified: Verified, policy: Policy, conversation: Conversation, own
             rule=f"profile.{_FIELDS[call.kind]}",
             detail=f"the profile {call.profile.name} does not allow the {kind} `{call.tool or '':.100}`",
         )  # fmt: skip
-    request = request_of(call, (), conversation, owner_uid, now_s)
+    request = request_of(call, labels_of(call), booked.conversation, owner_uid, now_s)
     plain, asked = policy.rules.answers(request, entities_of(call, policy.rules.places))
-    decision = decided(plain, asked)
+    decision = decided(plain, asked, booked.spent)
     if decision is Decision.DENY:
-        return _denied(verified, policy, plain, asked)
-    told = plain.rules if decision is Decision.ALLOW else (*(() if plain.permitted else plain.rules), *asked.rules)
+        return _denied(verified, policy, (plain, asked), booked.spent)
+    if decision is Decision.ALLOW:
+        return Verdict(verified=verified, decision=decision, rule=f"policy.{plain.rules[0].id}", policy=policy.digest)
+    told = (*(() if plain.permitted else plain.rules), *asked.rules)
+    over = [f"the budget {each.budget} is used up" for each in booked.spent]
     return Verdict(
-        verified=verified, decision=decision, rule=f"policy.{told[0].id}", policy=policy.digest,
-        why=tuple(rule.why for rule in told if rule.why is not None),
-        need=reduce(Need.__and__, (rule.need for rule in told)),
+        verified=verified, decision=decision, policy=policy.digest,
+        rule=f"policy.budgets.{booked.spent[0].budget}" if plain.permitted and booked.spent else f"policy.{told[0].id}",
+        why=(*(rule.why for rule in told if rule.why is not None), *over),
+        need=reduce(Need.__and__, (rule.need for rule in told), Need(requester=not over)),
     )  # fmt: skip
 
 
-def decided(plain: Answer, asked: Answer) -> Decision:
-    """What the answers for `call` and for `call_with_approval` come to."""
-    if plain.errors or asked.errors:
+def decided(plain: Answer, asked: Answer, spent: Sequence[Spent] = ()) -> Decision:
+    """What the answers for `call` and for `call_with_approval` come to, with budgets that are used up."""
+    if plain.errors or asked.errors or not all(each.ask for each in spent):
         return Decision.DENY
-    if plain.permitted and plain.rules:
+    if plain.permitted and plain.rules and not spent:
         return Decision.ALLOW
     return Decision.ASK if asked.permitted and asked.rules else Decision.DENY
 
 
-def _denied(verified: Verified, policy: Policy, plain: Answer, asked: Answer) -> Deny:
-    call = verified.call
+def _denied(verified: Verified, policy: Policy, answers: tuple[Answer, Answer], spent: Sequence[Spent]) -> Deny:
+    call, (plain, asked) = verified.call, answers
     what = f"{call.sender.name} may not call {resource_of(call).id:.100}"
     if errors := (*plain.errors, *asked.errors):
         return Deny(reason=Reason.POLICY_FAILED, rule="policy", detail=f"{what}: {errors[0]:.300}")
-    if against := (*asked.rules, *plain.rules):
+    if against := tuple(rule for answer in (asked, plain) if not answer.permitted for rule in answer.rules):
         return Deny(reason=Reason.POLICY_DENIED, rule=f"policy.{against[0].id}", detail=f"{what}: {_told(against[0])}")
+    if spent and plain.permitted:
+        over = next((each for each in spent if not each.ask), spent[0])
+        free = "one call is more than all of it" if over.free_at_s is None else f"there is room again {_time(over.free_at_s)}"
+        return Deny(
+            reason=Reason.BUDGET_EXCEEDED, rule=f"policy.budgets.{over.budget}",
+            detail=f"{what}: the budget {over.budget} is used up; {free}",
+        )  # fmt: skip
     if not policy.is_shipped:
         return Deny(reason=Reason.POLICY_DENIED, rule="policy", detail=f"{what}: no policy permits it")
     if door_of(call.sender) == LOCAL:
@@ -71,6 +86,10 @@ def _denied(verified: Verified, policy: Policy, plain: Answer, asked: Answer) ->
         remedy="Add `policy: {shipped: [owner, senders, taint]}` to fumehood.yaml, so that all senders that it lists may call"
         " what profiles allow; or write policies, below `policy.files`.",
     )  # fmt: skip
+
+
+def _time(at_s: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(math.ceil(at_s)))
 
 
 def _told(rule: Rule) -> str:

@@ -26,6 +26,7 @@ from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.lifecycle import NEXT, Event, State
 from fumehood.model import REMOTE, Deny, Fresh, Grant, Outcome, Plan, Repeat, Result, ToolCall, Verdict, Verified
 from fumehood.permission import Approval
+from fumehood.policies.booking import account_of
 from fumehood.policies.policy import Policy
 from fumehood.ports import Opened, Ports
 from fumehood.reasons import Reason
@@ -163,7 +164,7 @@ class Log:
         reason = Reason.LEDGER_UNAVAILABLE
         with anyio.move_on_after(OPEN_DEADLINE_S):
             try:
-                self._opened = await self._ledger.open(self._call)
+                self._opened = await self._ledger.open(self._call, account_of(self._call, self._policy.config))
             except FumehoodError as error:
                 self._may_be_open = False
                 reason, detail = error.reason, error.detail

@@ -11,7 +11,8 @@ from typing import Any
 from fumehood.model import digest_of
 from fumehood.policies import cedar
 from fumehood.policies.cedar import PolicySet, Source
-from fumehood.policies.config import DEFAULT, PolicyConfig
+from fumehood.policies.config import DEFAULT, Budget, PolicyConfig
+from fumehood.policies.known import Unit
 from fumehood.shipping import shipped
 
 
@@ -31,8 +32,10 @@ class Texts:
     def read(text: str) -> Texts:
         """What `written` wrote. Raises ValueError, KeyError, TypeError."""
         has = json.loads(text)
-        config: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in has["config"].items()}
-        return Texts(config=PolicyConfig(**config), schema=has["schema"], sources=tuple(Source(**each) for each in has["sources"]))
+        config = _tuples(has["config"])
+        budgets = tuple(Budget(**{**each, "unit": Unit(each["unit"])}) for each in map(_tuples, config["budgets"]))
+        sources = tuple(Source(**each) for each in has["sources"])
+        return Texts(config=PolicyConfig(**{**config, "budgets": budgets}), schema=has["schema"], sources=sources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,8 @@ def made(config: PolicyConfig, sources: Sequence[Source]) -> Policy:
 def checked(texts: Texts) -> Policy:
     """The policy that these texts make. Raises PolicyError."""
     rules = cedar.parsed(texts.sources, texts.schema)
-    told = {"schema": texts.schema, "policies": [rule.text for rule in rules.rules], "kept_s": texts.config.kept_s}
+    how = {name: value for name, value in asdict(texts.config).items() if name not in ("files", "shipped")}
+    told = {"schema": texts.schema, "policies": [rule.text for rule in rules.rules], **how}
     return Policy(texts=texts, rules=rules, digest=digest_of(told))
 
 
@@ -90,6 +94,10 @@ class Policies:
     def adopt(self, policy: Policy | None) -> None:
         """Have calls from now on decided by another, if there is one."""
         self._policy = policy or self._policy
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def _read_shipped(name: str) -> str:

@@ -24,7 +24,7 @@ from fumehood.model import (
     Verified,
     WorkspaceMode,
 )
-from fumehood.policies.known import Conversation
+from fumehood.policies.known import Booked
 from fumehood.policies.policy import default
 from fumehood.reasons import Reason
 
@@ -49,7 +49,7 @@ def verified(call: ToolCall) -> Verified:
 
 
 def judged(call: ToolCall) -> Verdict | Deny:
-    return policy.evaluate(verified(call), default(), Conversation(), owner_uid=0, now_s=1_000_000.0)
+    return policy.evaluate(verified(call), default(), Booked(), owner_uid=0, now_s=1_000_000.0)
 
 
 @pytest.mark.parametrize("mode", [WorkspaceMode.RO, WorkspaceMode.DIRECT])

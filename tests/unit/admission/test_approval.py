@@ -198,7 +198,7 @@ async def test_an_approval_is_for_nothing_else(other: dict[str, Any]) -> None:
     assert approval._Question(verdict).binding != approval._Question(swapped(verdict, **other)).binding
 
 
-async def test_an_approval_is_of_one_profile_image_policy_need_and_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_approval_is_of_one_profile_image_policy_need_and_workspace(tmp_path: Path) -> None:
     world = World()
     verdict = await world.verdict()
     profile = verdict.verified.call.profile

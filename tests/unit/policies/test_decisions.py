@@ -16,7 +16,7 @@ from fumehood.model import Decision, Deny, Image, Sender, ToolCall, Verdict, Ver
 from fumehood.permission import Need
 from fumehood.policies.cedar import PolicyError, Source
 from fumehood.policies.config import PolicyConfig
-from fumehood.policies.known import Conversation
+from fumehood.policies.known import Booked, Conversation
 from fumehood.policies.policy import Policy, Texts, checked, made
 from fumehood.reasons import Reason
 
@@ -39,7 +39,7 @@ def a_call(arguments: Mapping[str, Any] | None = None, sender: Sender | None = N
 
 def judged(by: Policy, call: ToolCall | None = None, conversation: Conversation | None = None) -> Verdict | Deny:
     verified = Verified(call=call or a_call(), image=Image(name="python", digest="sha256:" + "2" * 64, docker_id=None))
-    return policy.evaluate(verified, by, conversation or Conversation(), owner_uid=0, now_s=1_000_000.0)
+    return policy.evaluate(verified, by, Booked(conversation=conversation or Conversation()), owner_uid=0, now_s=1_000_000.0)
 
 
 def decision(by: Policy, call: ToolCall | None = None, conversation: Conversation | None = None) -> Decision:
