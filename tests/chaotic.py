@@ -129,7 +129,7 @@ class Chaos:
                 if ending == "cancelled":
                     cancels.append((chance.uniform(0.02, 1.2), number))
         began = time.monotonic()
-        events: list[tuple[float, Callable[[], None]]] = [(at, lambda number=number: _cancel(gateway, number)) for at, number in cancels]
+        events: list[tuple[float, Callable[[], None]]] = [(at, lambda number=number: cancel(gateway, number)) for at, number in cancels]
         events.append((moment_s, lambda: self._kill(gateway, chance, victim)))
         for at, happen in sorted(events, key=lambda event: event[0]):
             time.sleep(max(0.0, began + at - time.monotonic()))
@@ -267,7 +267,8 @@ def records(lab: Lab) -> dict[str, tuple[str, str | None, str | None]]:
     return {task: (state, result, reason) for task, state, result, reason in rows}
 
 
-def _cancel(gateway: LiveGateway, number: int) -> None:
+def cancel(gateway: LiveGateway, number: int) -> None:
+    """Have the client take a request back."""
     told = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": number}}
     assert gateway.process.stdin is not None
     with suppress(BrokenPipeError):

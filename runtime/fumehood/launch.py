@@ -251,10 +251,14 @@ class Crew:
         held = {"ledger": self._start_witness(chosen)}
         if "broker" in self.briefings:
             held["broker"] = [_take_lock(chosen), os.pidfd_open(os.getpid())]
-        for name, sock in self.briefings.items():
-            wire.send(sock, fields, held[name])
-            sock.close()
-        wire.close_all([fd for fds in held.values() for fd in fds])
+        try:
+            for name, sock in self.briefings.items():
+                wire.send(sock, fields, held[name])
+                sock.close()
+        except wire.WireError as error:
+            raise FumehoodError(Reason.BROKER_DIED, f"the {name} ended before it began", remedy="Start again.") from error
+        finally:
+            wire.close_all([fd for fds in held.values() for fd in fds])
 
     def _start_witness(self, chosen: Settings) -> list[int]:
         """Fork the process that takes checkpoints outside, if there is anybody to take them to; the ledger's end of its socket."""

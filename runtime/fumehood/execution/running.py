@@ -115,8 +115,9 @@ async def _run_exchange(
                 said.append(await work.converse(streams))
         except ExchangeFailed as error:
             failure.append(error)
-        # Without this, a server that ignores the end of its input would run on into its limit.
-        await box.kill(Reason.CANCELLED)
+        # Without this, a server that ignores the end of its input would run on into its limit. Why one died the kernel's counters say.
+        died = any(error.reason is Reason.SERVER_DIED for error in failure)
+        await box.kill(Reason.SERVER_DIED if died else Reason.CANCELLED)
 
     async def wait() -> None:
         ended.append(await box.wait())
@@ -146,7 +147,7 @@ async def _run_exchange(
 
 def _broken_off(outcome: Outcome, failure: ExchangeFailed, stderr: bytes) -> Outcome:
     """The outcome of a conversation that failed: why, unless the box was ended for a reason of its own."""
-    if outcome.reason is not Reason.CANCELLED and outcome.result is Result.KILLED:
+    if outcome.result is Result.KILLED and outcome.reason not in {Reason.CANCELLED, Reason.SERVER_DIED}:
         return outcome
     words = stderr.decode(errors="replace").strip().splitlines()
     detail = failure.detail + (f"; its stderr ends: {words[-1][:300]}" if words else "")
