@@ -80,7 +80,7 @@ class World:
         (self.repository / "a.txt").write_text("one\ntwo\n")
         self.key = lab.folder / "alice.key"
         self.key.unlink(missing_ok=True)
-        public = lab.fumehood("senders", "keygen", str(self.key), "--json").said["x"]
+        public = lab.fumehood("senders", "keygen", str(self.key), "--json").said["public"]["x"]
         servers = lab.folder / "servers"
         servers.mkdir(exist_ok=True)
         for name in ("stateful.py", "forge.py"):
@@ -94,6 +94,7 @@ class World:
         self.config = lab.folder / "git.yaml"
         self.config.write_text(f"""\
 accept_risk: [{", ".join(RISKS)}]
+engine: oci
 mount_roots: [{servers}]
 policy: {{files: [{policies}], shipped: [owner]}}
 approvals: {{wait: 40s, approvers: {{alice: {{key: "{public}"}}}}}}
@@ -113,7 +114,7 @@ gateway:
 
     @asynccontextmanager
     async def client(self, era: str) -> AsyncIterator[Client]:
-        args = ["gateway", "--config", str(self.config), "--engine", "oci"]
+        args = ["gateway", "--config", str(self.config)]
         server = StdioServerParameters(command=str(FUMEHOOD), args=args, env=self.lab.env)
         async with Client(server, mode="auto" if era == "modern" else "legacy") as client:
             yield client
