@@ -12,21 +12,20 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from fumehood.model import ToolCall
-from fumehood.policies.known import Conversation
-from fumehood.policies.naming import door_of, resource_of
+from fumehood.policies.asked import Asked
+from fumehood.policies.naming import door_of
 from fumehood.policies.places import host_of, path_of
 
 TYPES = {"text": "Text", "number": "Number", "flag": "Flag", "list": "List", "path": "Path", "host": "Host"}
 _LONG = 2**63
 
 
-def entities_of(call: ToolCall, wanted: Collection[str] | None) -> list[dict[str, Any]]:
+def entities_of(asked: Asked, wanted: Collection[str] | None) -> list[dict[str, Any]]:
     """The sender, the resource and the arguments. `wanted` are the places that policies ask for; None for all of them."""
-    sender, named = call.sender, resource_of(call)
+    sender, named = asked.sender, asked.resource
     attributes = {"uid": sender.uid, "tenant": sender.tenant, "door": door_of(sender)}
     parents = [] if named.server is None else [_uid("Server", named.server)]
-    tags = tags_of(call.arguments, wanted)
+    tags = tags_of(asked.arguments, wanted)
     return [
         {"uid": _uid("Sender", sender.name), "attrs": attributes, "parents": [_uid("Group", group) for group in sender.groups]},
         {"uid": _uid(named.type, named.id), "attrs": {}, "parents": parents},
@@ -34,25 +33,23 @@ def entities_of(call: ToolCall, wanted: Collection[str] | None) -> list[dict[str
     ]
 
 
-def request_of(call: ToolCall, labels: Collection[str], conversation: Conversation, owner_uid: int, now_s: float) -> dict[str, Any]:
+def request_of(asked: Asked) -> dict[str, Any]:
     """Principal, resource and context; who decides adds the action."""
-    named = resource_of(call)
-    at = time.gmtime(now_s)
+    at, known = time.gmtime(asked.at_s), asked.conversation
     context = {
-        "kind": call.kind.value,
-        "door": call.front_door,
-        "profile": call.profile.name,
-        "scope": call.profile.scope.value,
-        "owner": owner_uid,
-        "time": {"epoch": int(now_s), "hour": at.tm_hour, "weekday": at.tm_wday + 1},
-        "labels": sorted(labels),
-        "conversation": {
-            "done": sorted(conversation.done), "since": sorted(conversation.since), "taint": sorted(conversation.taint),
-        },
+        "kind": asked.kind,
+        "door": asked.door,
+        "profile": asked.profile,
+        "scope": asked.scope,
+        "owner": asked.owner,
+        "time": {"epoch": int(asked.at_s), "hour": at.tm_hour, "weekday": at.tm_wday + 1},
+        "labels": sorted(asked.labels),
+        "conversation": {"done": sorted(known.done), "since": sorted(known.since), "taint": sorted(known.taint)},
         **{name: {"__entity": _uid(kind, "")} for name, kind in TYPES.items()},
-    }  # fmt: skip
+    }
     return {
-        "principal": _uid("Sender", call.sender.name), "resource": _uid(named.type, named.id), "context": json.dumps(context),
+        "principal": _uid("Sender", asked.sender.name), "resource": _uid(asked.resource.type, asked.resource.id),
+        "context": json.dumps(context),
     }  # fmt: skip
 
 
