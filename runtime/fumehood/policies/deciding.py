@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fumehood.model import Decision
 from fumehood.policies.asked import Asked
-from fumehood.policies.cedar import Answer, PolicySet, Rule
+from fumehood.policies.cedar import CALL, WITH_APPROVAL, Answer, PolicySet, Rule
 from fumehood.policies.known import Spent
 from fumehood.policies.projection import entities_of, request_of
+
+_UNASKED = Answer(permitted=False, rules=(), errors=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +26,11 @@ class Ruling:
 
 
 def rule_on(policies: PolicySet, asked: Asked, spent: Sequence[Spent] = ()) -> Ruling:
-    """Decide one question, with the budgets that it would exceed."""
-    plain, agreed = policies.answers(request_of(asked), entities_of(asked, policies.places))
+    """Decide one question, with the budgets that it would exceed. An approval is only asked about where it could matter."""
+    request, entities = request_of(asked), json.dumps(entities_of(asked, policies.places))
+    plain = policies.answer(CALL, request, entities)
+    allowed = decided(plain, _UNASKED, spent) is Decision.ALLOW
+    agreed = _UNASKED if allowed else policies.answer(WITH_APPROVAL, request, entities)
     decision = decided(plain, agreed, spent)
     match decision:
         case Decision.ALLOW:

@@ -56,24 +56,35 @@ def request_of(asked: Asked) -> dict[str, Any]:
 def tags_of(arguments: Mapping[str, Any], wanted: Collection[str] | None) -> dict[str, dict[str, Any]]:
     """The arguments by type and place."""
     tags: dict[str, dict[str, Any]] = {name: {} for name in TYPES}
-    if wanted is not None and not wanted:
-        return tags
-    for place, value in _values(arguments, ""):
-        if wanted is None or place in wanted:
-            for name, projected in _typed(value):
-                tags[name][place] = projected
+    found = _values(arguments) if wanted is None else ((place, value) for place in wanted for value in _at(arguments, place))
+    for place, value in found:
+        for name, projected in _typed(value):
+            tags[name][place] = projected
     return tags
 
 
-def _values(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+def _at(arguments: Mapping[str, Any], place: str) -> Iterator[Any]:
+    """What is at a place, if there is something."""
+    value: Any = arguments
+    for step in place.split("/"):
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, Mapping) and name in value and _escaped(name) == step:
+            value = value[name]
+        elif isinstance(value, list | tuple) and step.isdecimal() and str(number := int(step)) == step and number < len(value):
+            value = value[number]
+        else:
+            return
+    yield value
+
+
+def _values(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every value with its place, without recursion: arguments are as deep as a profile lets them be."""
-    todo = [(place, value)]
+    todo: list[tuple[str, Any]] = [(_escaped(name), value) for name, value in arguments.items()]
     while todo:
         here, found = todo.pop()
-        if here:
-            yield here, found
+        yield here, found
         if isinstance(found, Mapping):
-            todo.extend((f"{here}/{_escaped(str(name))}" if here else _escaped(str(name)), inner) for name, inner in found.items())
+            todo.extend((f"{here}/{_escaped(name)}", inner) for name, inner in found.items())
         elif isinstance(found, list | tuple):
             todo.extend((f"{here}/{number}", inner) for number, inner in enumerate(found))
 
