@@ -88,3 +88,40 @@ def test_fifty_calls_at_once_have_a_budget_of_twenty(fresh: Lab, engine: str) ->
         assert len(over) == 30
         assert "there is room again" in over[0]["content"][0]["text"]
         assert gateway.end() == 0
+
+
+def test_a_file_in_a_workspace_carries_what_its_writers_conversation_held(fresh: Lab, engine: str) -> None:
+    web = server(fresh, "web", engine, "returns: untrusted", workspace="shared")
+    near = server(fresh, "near", engine, "reads: private, effect: external", workspace="shared")
+    far = server(fresh, "far", engine, "reads: private, effect: external")
+    with live_gateway(fresh, configure(fresh, f"{{servers: {{{web}, {near}, {far}}}}}", OWNER + "}")) as gateway:
+        assert tools(gateway, "near", "far") == [None, None]
+        result = gateway.call("web__web", write="page.html")
+        assert reason(result) is None
+        # The sender's own conversation is ended, as if another sender read the file.
+        assert fresh.fumehood("policy", "forget", "root", "--json").said["forgotten"] > 0
+        assert tools(gateway, "far") == [None]
+        assert tools(gateway, "near") == ["policy.taint"]
+        assert gateway.end() == 0
+    held = fresh.fumehood("policy", "show", "--conversations", "--json").said["taints"]
+    assert any(row["place"].endswith("/workspaces/shared") and row["label"] == "untrusted" for row in held)
+
+
+def test_records_say_enough_to_explain_a_call_and_to_try_other_policies_on_it(fresh: Lab, engine: str) -> None:
+    with live_gateway(fresh, configure(fresh, three(fresh, engine), OWNER + "}")) as gateway:
+        assert tools(gateway, "web", "files") == [None, None]
+        refused = gateway.call("out__out")
+        assert reason(refused) == "policy.taint"
+        assert gateway.end() == 0
+    task = refused["_meta"]["fumehood/task"]
+    told = fresh.fumehood("policy", "explain", "--task", task, "--json").said
+    assert (told["decision"], [rule["id"] for rule in told["rules"]]) == ("ask", ["taint", "owner", "senders"][: len(told["rules"])])
+    assert {"changes": ["the conversation holds nothing untrusted"], "decision": "allow"} in told["flips"]
+    strict = fresh.folder / "strict.cedar"
+    strict.write_text('@id("no-web") forbid (principal, action, resource in Server::"web");\n')
+    strict.chmod(0o644)
+    replayed = fresh.fumehood("policy", "replay", str(strict), "--json").said
+    assert {(each["call"], each["before"], each["after"]) for each in replayed["changed"]} == {("web/web", "allow", "deny"), ("web", "allow", "deny")}
+    assert (replayed["unknown"], replayed["depending"]) == (0, [])
+    strict.write_text('@id("some") forbid (principal, action, resource in Server::"web") when { context.flag.hasTag("x") };\n')
+    assert fresh.fumehood("policy", "replay", str(strict), "--json").said["unknown"] == 2

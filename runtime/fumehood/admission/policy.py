@@ -14,12 +14,12 @@ from functools import reduce
 
 from fumehood.model import Decision, Deny, Kind, Profile, Scope, Verdict, Verified
 from fumehood.permission import Need
-from fumehood.policies.cedar import Answer, Rule
+from fumehood.policies.asked import asked_of
+from fumehood.policies.cedar import Rule
+from fumehood.policies.deciding import Ruling, rule_on
 from fumehood.policies.known import Booked, Spent
-from fumehood.policies.labels import labels_of
 from fumehood.policies.naming import LOCAL, door_of, resource_of
 from fumehood.policies.policy import Policy
-from fumehood.policies.projection import entities_of, request_of
 from fumehood.reasons import Reason
 
 WORKSPACE_FILES = "workspace:///"
@@ -35,40 +35,36 @@ def evaluate(verified: Verified, policy: Policy, booked: Booked, owner_uid: int,
             rule=f"profile.{_FIELDS[call.kind]}",
             detail=f"the profile {call.profile.name} does not allow the {kind} `{call.tool or '':.100}`",
         )  # fmt: skip
-    request = request_of(call, labels_of(call), booked.conversation, owner_uid, now_s)
-    plain, asked = policy.rules.answers(request, entities_of(call, policy.rules.places))
-    decision = decided(plain, asked, booked.spent)
-    if decision is Decision.DENY:
-        return _denied(verified, policy, (plain, asked), booked.spent)
-    if decision is Decision.ALLOW:
-        return Verdict(verified=verified, decision=decision, rule=f"policy.{plain.rules[0].id}", policy=policy.digest)
-    told = (*(() if plain.permitted else plain.rules), *asked.rules)
-    over = [f"the budget {each.budget} is used up" for each in booked.spent]
+    asked = asked_of(call, booked.conversation, owner_uid, now_s)
+    ruling = rule_on(policy.rules, asked, booked.spent)
+    match ruling.decision:
+        case Decision.DENY:
+            return _denied(verified, policy, ruling, booked.spent)
+        case Decision.ALLOW:
+            return Verdict(verified=verified, decision=Decision.ALLOW, rule=f"policy.{ruling.rules[0].id}", policy=policy.digest)
+        case _:
+            return _asked(verified, policy, ruling, booked.spent)
+
+
+def _asked(verified: Verified, policy: Policy, ruling: Ruling, spent: Sequence[Spent]) -> Verdict:
+    over = tuple(f"the budget {each.budget} is used up" for each in spent)
     return Verdict(
-        verified=verified, decision=decision, policy=policy.digest,
-        rule=f"policy.budgets.{booked.spent[0].budget}" if plain.permitted and booked.spent else f"policy.{told[0].id}",
-        why=(*(rule.why for rule in told if rule.why is not None), *over),
-        need=reduce(Need.__and__, (rule.need for rule in told), Need(requester=not over)),
+        verified=verified, decision=Decision.ASK, policy=policy.digest,
+        rule=f"policy.budgets.{spent[0].budget}" if ruling.permitted and spent else f"policy.{ruling.rules[0].id}",
+        why=(*(rule.why for rule in ruling.rules if rule.why is not None), *over),
+        need=reduce(Need.__and__, (rule.need for rule in ruling.rules), Need(requester=not over)),
     )  # fmt: skip
 
 
-def decided(plain: Answer, asked: Answer, spent: Sequence[Spent] = ()) -> Decision:
-    """What the answers for `call` and for `call_with_approval` come to, with budgets that are used up."""
-    if plain.errors or asked.errors or not all(each.ask for each in spent):
-        return Decision.DENY
-    if plain.permitted and plain.rules and not spent:
-        return Decision.ALLOW
-    return Decision.ASK if asked.permitted and asked.rules else Decision.DENY
-
-
-def _denied(verified: Verified, policy: Policy, answers: tuple[Answer, Answer], spent: Sequence[Spent]) -> Deny:
-    call, (plain, asked) = verified.call, answers
+def _denied(verified: Verified, policy: Policy, ruling: Ruling, spent: Sequence[Spent]) -> Deny:
+    call = verified.call
     what = f"{call.sender.name} may not call {resource_of(call).id:.100}"
-    if errors := (*plain.errors, *asked.errors):
-        return Deny(reason=Reason.POLICY_FAILED, rule="policy", detail=f"{what}: {errors[0]:.300}")
-    if against := tuple(rule for answer in (asked, plain) if not answer.permitted for rule in answer.rules):
-        return Deny(reason=Reason.POLICY_DENIED, rule=f"policy.{against[0].id}", detail=f"{what}: {_told(against[0])}")
-    if spent and plain.permitted:
+    if ruling.errors:
+        return Deny(reason=Reason.POLICY_FAILED, rule="policy", detail=f"{what}: {ruling.errors[0]:.300}")
+    if ruling.rules:
+        against = ruling.rules[0]
+        return Deny(reason=Reason.POLICY_DENIED, rule=f"policy.{against.id}", detail=f"{what}: {_told(against)}")
+    if spent and ruling.permitted:
         over = next((each for each in spent if not each.ask), spent[0])
         free = "one call is more than all of it" if over.free_at_s is None else f"there is room again {_time(over.free_at_s)}"
         return Deny(

@@ -26,6 +26,7 @@ from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.lifecycle import NEXT, Event, State
 from fumehood.model import REMOTE, Deny, Fresh, Grant, Outcome, Plan, Repeat, Result, ToolCall, Verdict, Verified
 from fumehood.permission import Approval
+from fumehood.policies.asked import asked_of, facts_of
 from fumehood.policies.booking import account_of
 from fumehood.policies.policy import Policy
 from fumehood.ports import Opened, Ports
@@ -113,10 +114,12 @@ class Log:
                 raise Repeated(value)
             case Verified():
                 image = value.image
+                seen = facts_of(asked_of(value.call, self._opened.booked.conversation, 0, 0.0))
                 if image is None:
-                    await self.event(Event.VERIFY, image=None)
+                    await self.event(Event.VERIFY, image=None, asked=seen)
                 else:
-                    await self.event(Event.VERIFY, image=image.name, image_digest=image.digest, docker_id=image.docker_id)
+                    found = {"image": image.name, "image_digest": image.digest, "docker_id": image.docker_id}
+                    await self.event(Event.VERIFY, **found, asked=seen)
             case Verdict():
                 await self.event(Event.DECIDE, decision=value.decision.value, rule=value.rule, policy=value.policy)
             case Grant(approval=None):

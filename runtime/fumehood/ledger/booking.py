@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from fumehood.model import Result
+from fumehood.faults import Refused
+from fumehood.model import Deny, Result
 from fumehood.policies.known import Unit
+from fumehood.reasons import Reason
 from fumehood.store import budgets, conversations
-from fumehood.store.database import Transaction
+from fumehood.store.database import Database, Transaction
 
+VERBS = frozenset({"conversations", "conversation_forget"})
 _EGRESS = "SELECT counters FROM egress_totals WHERE task = ?"
 _NEVER_RAN = (Result.REFUSED, Result.REPEATED)
 
@@ -35,3 +39,15 @@ def closed(conn: Transaction, task: str, given: Mapping[str, Any], *, at_s: floa
         Unit.EGRESS: None if found is None else json.loads(found[0]).get("bytes_out"),
     }
     budgets.settle(conn, task, used, ran=ran, at_s=at_s)
+
+
+def answer(database: Database, verb: str, fields: Mapping[str, Any], *, decides: bool) -> Any:
+    """Answer one of `VERBS`: people ask. A conversation is ended by an operator's own command alone. Raises FumehoodError."""
+    if verb == "conversations":
+        with database.read() as conn:
+            return {"taints": conversations.listed(conn), "budgets": budgets.listed(conn, time.time())}
+    if not decides:
+        detail = "a conversation is ended by an operator's own command alone"
+        raise Refused(Deny(reason=Reason.NOT_ALLOWED, rule="policy.forget", detail=detail))
+    with database.write(durable=True) as conn:
+        return {"forgotten": conversations.forget(conn, fields["sender"])}

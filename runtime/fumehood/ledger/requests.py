@@ -270,6 +270,8 @@ SHAPES: dict[str, dict[str, Check]] = {
         "idempotency_key": _maybe(_NAME),
         "account": _maybe(_ACCOUNT),
     },
+    "conversations": {},
+    "conversation_forget": {"sender": _NAME},
     "claim": {"task": _ID, "policy": _NAME},
     "event": {"task": _ID, "state": _step, "at": _number, "facts": _FACTS},
     "close": {

@@ -91,16 +91,14 @@ class PolicySet:
         places = [rule.places for rule in rules]
         self.places: frozenset[str] | None = None if None in places else frozenset().union(*(each or () for each in places))
 
-    def answers(self, request: Mapping[str, Any], entities: Sequence[Mapping[str, Any]]) -> tuple[Answer, Answer]:
-        """What it says of `call` and of `call_with_approval`."""
-        requests = [{**request, "action": {"type": "Action", "id": action}} for action in (CALL, WITH_APPROVAL)]
+    def answer(self, action: str, request: Mapping[str, Any], entities: str) -> Answer:
+        """What it says of one action; `entities` are JSON."""
+        asked = {**request, "action": {"type": "Action", "id": action}}
         try:
-            said = _native().is_authorized_batch(requests, self._handle, json.dumps(entities), self._schema, False)
-            call, asked = (self._answer(json.loads(each)) for each in said)
+            (said,) = _native().is_authorized_batch([asked], self._handle, entities, self._schema, False)
+            return self._answer(json.loads(said))
         except Exception as error:  # noqa: BLE001 - whatever an engine in another language raises, it has permitted nothing
-            failed = Answer(permitted=False, rules=(), errors=(str(error) or type(error).__name__,))
-            return failed, failed
-        return call, asked
+            return Answer(permitted=False, rules=(), errors=(str(error) or type(error).__name__,))
 
     def _answer(self, said: Mapping[str, Any]) -> Answer:
         found = said["diagnostics"]

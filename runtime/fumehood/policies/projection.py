@@ -12,21 +12,20 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from fumehood.model import ToolCall
-from fumehood.policies.known import Conversation
-from fumehood.policies.naming import door_of, resource_of
+from fumehood.policies.asked import Asked
+from fumehood.policies.naming import door_of
 from fumehood.policies.places import host_of, path_of
 
 TYPES = {"text": "Text", "number": "Number", "flag": "Flag", "list": "List", "path": "Path", "host": "Host"}
 _LONG = 2**63
 
 
-def entities_of(call: ToolCall, wanted: Collection[str] | None) -> list[dict[str, Any]]:
+def entities_of(asked: Asked, wanted: Collection[str] | None) -> list[dict[str, Any]]:
     """The sender, the resource and the arguments. `wanted` are the places that policies ask for; None for all of them."""
-    sender, named = call.sender, resource_of(call)
+    sender, named = asked.sender, asked.resource
     attributes = {"uid": sender.uid, "tenant": sender.tenant, "door": door_of(sender)}
     parents = [] if named.server is None else [_uid("Server", named.server)]
-    tags = tags_of(call.arguments, wanted)
+    tags = tags_of(asked.arguments, wanted)
     return [
         {"uid": _uid("Sender", sender.name), "attrs": attributes, "parents": [_uid("Group", group) for group in sender.groups]},
         {"uid": _uid(named.type, named.id), "attrs": {}, "parents": parents},
@@ -34,49 +33,58 @@ def entities_of(call: ToolCall, wanted: Collection[str] | None) -> list[dict[str
     ]
 
 
-def request_of(call: ToolCall, labels: Collection[str], conversation: Conversation, owner_uid: int, now_s: float) -> dict[str, Any]:
+def request_of(asked: Asked) -> dict[str, Any]:
     """Principal, resource and context; who decides adds the action."""
-    named = resource_of(call)
-    at = time.gmtime(now_s)
+    at, known = time.gmtime(asked.at_s), asked.conversation
     context = {
-        "kind": call.kind.value,
-        "door": call.front_door,
-        "profile": call.profile.name,
-        "scope": call.profile.scope.value,
-        "owner": owner_uid,
-        "time": {"epoch": int(now_s), "hour": at.tm_hour, "weekday": at.tm_wday + 1},
-        "labels": sorted(labels),
-        "conversation": {
-            "done": sorted(conversation.done), "since": sorted(conversation.since), "taint": sorted(conversation.taint),
-        },
+        "kind": asked.kind,
+        "door": asked.door,
+        "profile": asked.profile,
+        "scope": asked.scope,
+        "owner": asked.owner,
+        "time": {"epoch": int(asked.at_s), "hour": at.tm_hour, "weekday": at.tm_wday + 1},
+        "labels": sorted(asked.labels),
+        "conversation": {"done": sorted(known.done), "since": sorted(known.since), "taint": sorted(known.taint)},
         **{name: {"__entity": _uid(kind, "")} for name, kind in TYPES.items()},
-    }  # fmt: skip
+    }
     return {
-        "principal": _uid("Sender", call.sender.name), "resource": _uid(named.type, named.id), "context": json.dumps(context),
+        "principal": _uid("Sender", asked.sender.name), "resource": _uid(asked.resource.type, asked.resource.id),
+        "context": json.dumps(context),
     }  # fmt: skip
 
 
 def tags_of(arguments: Mapping[str, Any], wanted: Collection[str] | None) -> dict[str, dict[str, Any]]:
     """The arguments by type and place."""
     tags: dict[str, dict[str, Any]] = {name: {} for name in TYPES}
-    if wanted is not None and not wanted:
-        return tags
-    for place, value in _values(arguments, ""):
-        if wanted is None or place in wanted:
-            for name, projected in _typed(value):
-                tags[name][place] = projected
+    found = _values(arguments) if wanted is None else ((place, value) for place in wanted for value in _at(arguments, place))
+    for place, value in found:
+        for name, projected in _typed(value):
+            tags[name][place] = projected
     return tags
 
 
-def _values(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+def _at(arguments: Mapping[str, Any], place: str) -> Iterator[Any]:
+    """What is at a place, if there is something."""
+    value: Any = arguments
+    for step in place.split("/"):
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, Mapping) and name in value and _escaped(name) == step:
+            value = value[name]
+        elif isinstance(value, list | tuple) and step.isdecimal() and str(number := int(step)) == step and number < len(value):
+            value = value[number]
+        else:
+            return
+    yield value
+
+
+def _values(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every value with its place, without recursion: arguments are as deep as a profile lets them be."""
-    todo = [(place, value)]
+    todo: list[tuple[str, Any]] = [(_escaped(name), value) for name, value in arguments.items()]
     while todo:
         here, found = todo.pop()
-        if here:
-            yield here, found
+        yield here, found
         if isinstance(found, Mapping):
-            todo.extend((f"{here}/{_escaped(str(name))}" if here else _escaped(str(name)), inner) for name, inner in found.items())
+            todo.extend((f"{here}/{_escaped(name)}", inner) for name, inner in found.items())
         elif isinstance(found, list | tuple):
             todo.extend((f"{here}/{number}", inner) for number, inner in enumerate(found))
 

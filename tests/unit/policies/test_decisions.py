@@ -187,3 +187,11 @@ def test_the_policies_that_ship_permit_the_owner_where_the_kernel_says_who_asks_
     if isinstance(found, Deny):
         assert found.reason is Reason.SENDER_DENIED
         assert sender.name == "root" or "policy: {shipped: [owner, senders, taint]}" in (found.remedy or "")
+
+
+@pytest.mark.parametrize("number", [0, 1, 9, 10, 11, 25, 29])
+def test_of_many_policies_the_one_that_decides_is_named(number: int) -> None:
+    each = [f'@id("n{at}") forbid (principal, action, resource == Tool::"git/t{at}");' for at in range(30)]
+    found = judged(of(PERMIT, "\n".join(each)), a_call(tool=f"t{number}"))
+    assert isinstance(found, Deny)
+    assert found.rule == f"policy.n{number}"

@@ -81,3 +81,16 @@ def test_what_is_called_has_its_servers_name_before_its_own() -> None:
     assert resource_of(replace(call, kind=Kind.SESSION, tool=None)) == ("Server", "git", None)
     assert resource_of(replace(call, kind=Kind.COMMAND, tool=None, front_door="catalogue")) == ("Server", "git", None)
     assert resource_of(fakes.call(tool=None)) == ("Command", "git", None)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("a/~10", max_size=3), inner, max_size=3), max_leaves=12,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.text("a/~10", max_size=3), JSON, max_size=4))
+def test_what_one_place_is_told_of_is_what_is_told_of_all_of_them(arguments: dict[str, Any]) -> None:
+    everything = tags_of(arguments, None)
+    places = {place for each in everything.values() for place in each}
+    assert tags_of(arguments, places) == everything
