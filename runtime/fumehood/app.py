@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -22,6 +23,10 @@ from fumehood.launch import Processes
 from fumehood.model import Sender, task_id
 from fumehood.outward_config import Given
 from fumehood.ports import Outward, Ports
+from fumehood.screening.known import KnownSecrets
+from fumehood.screening.spellings import MIN_BYTES
+
+_log = logging.getLogger("fumehood")
 
 
 class SystemClock:
@@ -62,6 +67,7 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
             clock=clock,
             owner_uid=settings.caller_uid,
             outward=outward_of(processes.outward),
+            known=known_of(processes.outward),
         )
         async with _ended_by_operators(broker, ports.halting), sweeping(ports.ledger, ports.outward.providers):
             yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))
@@ -82,6 +88,19 @@ async def _ended_by_operators(broker: BrokerClient, halting: Halting) -> AsyncIt
         tasks.start_soon(listen)
         yield
         tasks.cancel_scope.cancel()
+
+
+def known_of(given: Given) -> KnownSecrets:
+    """A registry of secrets with the operator's in it."""
+    from fumehood.outward_secrets import PUBLIC
+
+    known = KnownSecrets()
+    for name, secrets in given.secrets.items():
+        texts = [text for option, text in secrets.items() if option not in PUBLIC]
+        known.enter_texts(f"credentials.{name}", texts)
+        if any(len(text.encode()) < MIN_BYTES for text in texts):
+            _log.warning("credentials.%s: a secret under %d bytes is not looked for: it is in any text", name, MIN_BYTES)
+    return known
 
 
 def outward_of(given: Given) -> Outward:

@@ -8,7 +8,7 @@ way out is shut, the credentials are revoked, the box is removed.
 from __future__ import annotations
 
 from fumehood import credentials, egress, evidence, execution, sandbox
-from fumehood.admission import approval, once, policy, verify
+from fumehood.admission import approval, once, policy, screen, verify
 from fumehood.execution import Work
 from fumehood.model import Outcome, ToolCall
 from fumehood.ports import Ports
@@ -19,7 +19,8 @@ async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
     recall = execution.recall_of(work)
     async with evidence.record(call, ports) as log:
         verified = await log.note(verify.check(call, ports.images, log.opened.pin))
-        verdict = await log.note(policy.evaluate(verified, ports.owner_uid))
+        screened = await log.note(screen.check(verified, execution.argv_of(work), ports.known))
+        verdict = await log.note(screen.weigh(policy.evaluate(screened, ports.owner_uid)))
         grant = await log.note(approval.settle(verdict))
         fresh = await log.note(await once.claim(grant, recall, ports))
         plan = await log.note(sandbox.plan(fresh))
@@ -29,7 +30,7 @@ async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
             egress.gate(plan, leases, box, ports) as gate,
         ):
             await box.bind(plan.binding, gate.supplies)
-            outcome = await execution.run(box, work, plan)
+            outcome = await execution.run(box, work, plan, ports.known)
             outcome = await sandbox.settle(box, plan, outcome)
         log.conclude(await once.keep(outcome, fresh, recall, ports))
     return log.outcome

@@ -17,7 +17,7 @@ SECRET_BYTES = 64 * 1024
 AUTHORITIES_BYTES = 1024 * 1024
 COMMAND_S = 30.0
 # Given like secrets, because the worker could not read them either; but anybody may know them.
-_PUBLIC = frozenset({"ca", "certificate"})
+PUBLIC = frozenset({"ca", "certificate"})
 
 
 def read(config: OutwardConfig, env: Mapping[str, str], uid: int) -> Given:
@@ -50,7 +50,7 @@ def _secret(credential: CredentialConfig, option: str, source: SecretSource, env
     where = f"credentials.{credential.name}.{option}"
     try:
         if source.kind == "file":
-            text = _from_file(source.words[0], uid, private=option not in _PUBLIC)
+            text = _from_file(source.words[0], uid, private=option not in PUBLIC)
         elif source.kind == "env":
             text = _from_environment(source.words[0], env)
         else:

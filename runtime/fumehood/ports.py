@@ -23,6 +23,7 @@ from fumehood.model import (
 from fumehood.reach import Secret, Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import Residences, Surveyed
+from fumehood.screening.known import KnownSecrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -459,3 +460,4 @@ class Ports:
     residences: Residences = field(default_factory=Residences)
     halting: Halting = field(default_factory=Halting)
     outward: Outward = field(default_factory=Outward)
+    known: KnownSecrets = field(default_factory=KnownSecrets)

@@ -19,7 +19,7 @@ GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
     "gateway_config", "gateway_document", "outward_config", "outward_document", "outward_secrets", "shipping", "residence", "accounts",
     "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document", "thumbprint", "oauth_config",
-    "oauth_document", "stopping", "knocking", "halting",
+    "oauth_document", "stopping", "knocking", "halting", "screening",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
@@ -39,6 +39,7 @@ ONLY_UNDER = {
     "hvac": {"credentials"},
     "typer": {"cli"},
     "rich": {"cli"},
+    "re2": {"screening"},
     "ruamel": {"profile", "image", "cli"},
 }
 # The privileged process parses nothing with a library that strangers wrote, but for the engine's own client.

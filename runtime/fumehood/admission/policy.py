@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fumehood.model import Decision, Deny, Kind, Profile, Scope, Verdict, Verified
+from fumehood.model import Decision, Deny, Kind, Profile, Scope, Screened, Verdict
 from fumehood.reasons import Reason
 
 WORKSPACE_FILES = "workspace:///"
@@ -12,7 +12,7 @@ WORKSPACE_FILES = "workspace:///"
 IDENTITY = "owner/1"
 
 
-def evaluate(verified: Verified, owner_uid: int) -> Verdict | Deny:
+def evaluate(verified: Screened, owner_uid: int) -> Verdict | Deny:
     """ALLOW or a refusal. A call without a tool name is an ad-hoc command of the operator's, or a catalogue reading."""
     call = verified.call
     if call.sender.uid != owner_uid:

@@ -22,13 +22,27 @@ import anyio
 from fumehood.evidence.ending import ending, one_line
 from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.lifecycle import NEXT, Event, State
-from fumehood.model import REMOTE, Deny, Fresh, Grant, Outcome, Plan, Repeat, Result, ToolCall, Verdict, Verified
+from fumehood.model import (
+    REMOTE,
+    Deny,
+    Fresh,
+    Grant,
+    Outcome,
+    Plan,
+    Repeat,
+    Result,
+    Screened,
+    ToolCall,
+    Verdict,
+    Verified,
+)
 from fumehood.ports import Opened, Ports
 from fumehood.reasons import Reason
+from fumehood.screening.judging import facts, said
 
 OPEN_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 5.0
-Noted = TypeVar("Noted", Verified, Verdict, Grant, Fresh, Plan)
+Noted = TypeVar("Noted", Verified, Screened, Verdict, Grant, Fresh, Plan)
 
 # What the time until a state was spent on.
 STAGES = {
@@ -97,6 +111,8 @@ class Log:
                 raise Refused(value)
             case Repeat():
                 raise Repeated(value)
+            case Screened():
+                pass  # what was found is told with the decision
             case Verified():
                 image = value.image
                 if image is None:
@@ -104,7 +120,9 @@ class Log:
                 else:
                     await self.event(Event.VERIFY, image=image.name, image_digest=image.digest, docker_id=image.docker_id)
             case Verdict():
-                await self.event(Event.DECIDE, decision=value.decision.value, rule=value.rule)
+                found = facts(value.verified.findings) if isinstance(value.verified, Screened) else []
+                secrets = {"secrets": found} if found else {}
+                await self.event(Event.DECIDE, decision=value.decision.value, rule=value.rule, **secrets)
             case Grant():
                 await self.event(Event.GRANT)
             case Plan():
@@ -136,6 +154,8 @@ class Log:
         if self._outcome is not None or self._state is State.CLOSED:
             raise LifecycleError("a call is concluded once")
         self._outcome = outcome
+        if outcome.found:
+            self.remark(f"in what came out: {said(outcome.found)}")
 
     def remark(self, text: str) -> None:
         """Have something said in the outcome's detail, whatever the outcome is."""

@@ -7,10 +7,10 @@ pipe; at sixteen times the limit it is. The box's streams are pipes, never termi
 """
 
 from fumehood.execution.running import ENVIRONMENT, run
-from fumehood.execution.work import Call, Command, Exchange, Hosting, Parking, Streams, Visit, Work, recall_of
+from fumehood.execution.work import Call, Command, Exchange, Hosting, Parking, Streams, Visit, Work, argv_of, recall_of
 from fumehood.residence import ServerStreams
 
 __all__ = [
-    "ENVIRONMENT", "Call", "Command", "Exchange", "Hosting", "Parking", "ServerStreams", "Streams", "Visit", "Work", "recall_of",
-    "run",
+    "ENVIRONMENT", "Call", "Command", "Exchange", "Hosting", "Parking", "ServerStreams", "Streams", "Visit", "Work", "argv_of",
+    "recall_of", "run",
 ]  # fmt: skip
