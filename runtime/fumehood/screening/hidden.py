@@ -11,6 +11,7 @@ or filtered by whoever prints, and is no concern of this.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -45,8 +46,13 @@ _HONEST = (
 )
 # A line or paragraph separator breaks a line and carries nothing.
 _MARKED = INVISIBLE.replace("\u2028-\u202e", "\u202a-\u202e")
-_EITHER = re.compile(f"({_HONEST})|[{_MARKED}]|{UNBOUND}")
 _ANY = re.compile(f"[{_MARKED}\ufe0e\ufe0f\u200c\u200d]")
+
+
+@functools.cache
+def _either() -> re.Pattern[str]:
+    """What is honest, and what is hidden: compiled with the first text that may need it."""
+    return re.compile(f"({_HONEST})|[{_MARKED}]|{UNBOUND}")
 
 
 def marked(text: str) -> tuple[str, int]:
@@ -62,7 +68,7 @@ def marked(text: str) -> tuple[str, int]:
         count += 1
         return f"\\u{{{ord(match[0]):x}}}"
 
-    return _EITHER.sub(written, text), count
+    return _either().sub(written, text), count
 
 
 def marked_values(value: Any, note: Callable[[str, int], None], place: str = "") -> Any:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import re2  # type: ignore[import-untyped]
-
 from fumehood.reach import Secret, SecretForm
 from fumehood.screening.spellings import forms
 
@@ -79,6 +77,8 @@ class KnownSecrets:
 
 
 def _alternatives(spellings: Iterable[bytes]) -> Any:
+    import re2  # type: ignore[import-untyped]  # the worker has it by `formats`; the broker, which knows this type, has none of it
+
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
     options.never_capture = True

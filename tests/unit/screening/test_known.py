@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 from fakes import FakeClock
 from fumehood.reach import Secret, SecretForm
 from fumehood.screening import known as module
@@ -65,3 +69,10 @@ def test_a_short_secret_is_not_looked_for_and_none_is_ever_shown() -> None:
     assert not has(known, "short")
     known.enter("b", token("long-enough-to-be-found"))
     assert "long-enough" not in repr(vars(known))
+
+
+def test_the_privileged_process_has_no_engine_for_patterns() -> None:
+    code = "import sys, fumehood.broker.serve, fumehood.ledger.serve; print([name for name in sys.modules if name.split('.')[0] == 're2'])"
+    env = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
