@@ -29,8 +29,9 @@ async def cleaned(memory: Memory, screen: Screen) -> Memory:
                 if screen.out(span.rule, KEPT):
                     # A private key may have no end, and its text has one.
                     quote = part.find(b'"', span.start, span.end) if span.rule == "private-key" else -1
-                    end = low + (quote if quote >= 0 else span.end)
-                    found[low + span.start] = Span(low + span.start, max(end, found.get(low + span.start, span).end), span.rule)
+                    start, end = low + span.start, low + (quote if quote >= 0 else span.end)
+                    before = found.get(start)  # two windows may have seen it, the first only to its own end
+                    found[start] = Span(start, max(end, 0 if before is None else before.end), span.rule)
             await anyio.lowlevel.checkpoint()
         if not found:
             return memory
