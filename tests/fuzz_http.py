@@ -8,8 +8,9 @@ from __future__ import annotations
 import h11
 
 from fumehood.egress.http_judge import HeadReader, Place, Refusal, judge
-from fumehood.egress.scrub import Scrubber, Spellings, forms
+from fumehood.egress.scrub import Scrubber
 from fumehood.reach import EgressKind, EgressRule
+from fumehood.screening.spellings import Spellings, forms
 
 _RULE = EgressRule(kind=EgressKind.HTTP, name="api.example.org", ports=(443,), allow=("* /public/**",))
 _PLACE = Place(name="api.example.org", port=443, rule=_RULE)

@@ -23,7 +23,7 @@ from fumehood.egress.names import Names, Route
 from fumehood.egress.refusals import Rejected
 from fumehood.egress.task import GateTask, reset
 from fumehood.egress.websocket import accept_for
-from fumehood.model import Profile, SeccompPolicy
+from fumehood.model import Profile, SeccompPolicy, Secrets
 from fumehood.ports import Outward
 from fumehood.reach import (
     CredentialUse,
@@ -219,7 +219,7 @@ class _Dialer:
 async def terminated(
     folder: Path, *, allow: tuple[str, ...] | None = None, use: CredentialUse | None = None, secret: Secret = SECRET,
     insecure: bool = False, name: str = NAME, certified: str | None = None, trusted: bool = True, limits: NetworkLimits | None = None,
-    credential: str | None = None, upstream: tuple[int, str] | None = None,
+    credential: str | None = None, upstream: tuple[int, str] | None = None, secrets: Secrets | None = None,
 ) -> AsyncIterator[Inside]:  # fmt: skip
     """A gate's handler between a server that is certified for a name (or the one at `upstream`, a port and its authority), and the test."""
     certified = certified or name
@@ -237,6 +237,7 @@ async def terminated(
     profile = Profile(
         name="p", digest="sha256:0", image="i", seccomp=SeccompPolicy(name="s", default_errno=1, rules=()),
         network=Network(rules=(rule,)), credentials=() if use is None else (use,),
+        secrets=secrets or Secrets(),
     )  # fmt: skip
     entries, leases = _Entries(), FakeLeases({} if use is None else {use.name: secret})
     holdings: dict[str, Any] = {}
@@ -245,7 +246,7 @@ async def terminated(
     task = GateTask(
         task="01taskaaaaaaaaaaaaaaaaaaaa", box="01taskaaaaaaaaaaaaaaaaaaaa", profile=profile, leases=leases, outward=outward,
         names=Names((rule,)), dialer=_Dialer(dialled), meter=meter, budget=Budget(2**26),  # type: ignore[arg-type]
-        log=entries, holdings=holdings,  # type: ignore[arg-type]
+        log=entries, holdings=holdings, tool="say",  # type: ignore[arg-type]
     )  # fmt: skip
     supplies = terminate.supply(task)
     pem = supplies.files[0].content if supplies.files else b""

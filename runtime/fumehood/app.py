@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
@@ -22,6 +23,10 @@ from fumehood.launch import Processes
 from fumehood.model import Sender, task_id
 from fumehood.outward_config import Given
 from fumehood.ports import Approvals, Ledger, Outward, Ports, Tell
+from fumehood.screening.known import KnownSecrets
+from fumehood.screening.spellings import MIN_BYTES
+
+_log = logging.getLogger("fumehood")
 
 
 class SystemClock:
@@ -68,6 +73,7 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
                 approvers=frozenset(name for name, _, _ in settings.approvers), wait_s=settings.approval_wait_s,
                 expire_s=settings.approval_expire_s, tell=await stack.enter_async_context(_telling(processes.outward, keeper, clock)),
             ),
+            known=known_of(processes.outward),
         )  # fmt: skip
         async with _ended_by_operators(broker, ports.halting), sweeping(ports.ledger, ports.outward.providers):
             yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))
@@ -101,6 +107,19 @@ async def _telling(given: Given, ledger: Ledger, clock: SystemClock) -> AsyncIte
     webhook = Webhook(given.config.webhook.url, key_of(given.webhook_secret), given.authorities)
     async with telling(webhook, ledger, clock) as found:
         yield found.tell
+
+
+def known_of(given: Given) -> KnownSecrets:
+    """A registry of secrets with the operator's in it."""
+    from fumehood.outward_secrets import PUBLIC
+
+    known = KnownSecrets()
+    for name, secrets in given.secrets.items():
+        texts = [text for option, text in secrets.items() if option not in PUBLIC]
+        known.enter_texts(f"credentials.{name}", texts)
+        if any(len(text.encode()) < MIN_BYTES for text in texts):
+            _log.warning("credentials.%s: a secret under %d bytes is not looked for: it is in any text", name, MIN_BYTES)
+    return known
 
 
 def outward_of(given: Given) -> Outward:

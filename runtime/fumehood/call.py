@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 
 from fumehood import credentials, egress, evidence, execution, sandbox
-from fumehood.admission import approval, once, policy, verify
+from fumehood.admission import approval, deciding, once, screen, verify
 from fumehood.execution import Work
 from fumehood.model import Outcome, ToolCall
 from fumehood.ports import Ports
@@ -21,7 +21,8 @@ async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
     recall = execution.recall_of(work)
     async with evidence.record(call, ports) as log:
         verified = await log.note(verify.check(call, ports.images, log.opened.pin))
-        judge = partial(policy.evaluate, verified, log.policy, log.opened.booked, ports.owner_uid, ports.clock.wall_s())
+        screened = await log.note(screen.check(verified, execution.argv_of(work), ports.known))
+        judge = partial(deciding.judged, screened, log, ports)
         verdict = await log.note(judge())
         grant = await log.note(await approval.settle(verdict, judge, execution.requester_of(work), log, ports))
         fresh = await log.note(await once.claim(grant, recall, ports))
@@ -32,7 +33,7 @@ async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
             egress.gate(plan, leases, box, ports) as gate,
         ):
             await box.bind(plan.binding, gate.supplies)
-            outcome = await execution.run(box, work, plan)
+            outcome = await execution.run(box, work, plan, ports.known)
             outcome = await sandbox.settle(box, plan, outcome)
         log.conclude(await once.keep(outcome, fresh, recall, ports))
     return log.outcome

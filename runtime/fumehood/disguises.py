@@ -15,14 +15,10 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f"  # C0 and C1: they drive terminals
-    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb"
-    "\ufe00-\ufe0d\U000e0000-\U000e0fff\U0001d173-\U0001d17a]"
-    # Emoji's own selectors, and joiners: only where nothing is there that they could belong to.
-    "|(?<![\u00a9\u00ae\u203c-\u3299\U0001f000-\U0001faff#*0-9])[\ufe0e\ufe0f]"
-    "|[\u200c\u200d](?![^\x00-\x7f])|(?<![^\x00-\x7f])[\u200c\u200d]"
-)
+from fumehood.screening.hidden import INVISIBLE, UNBOUND
+
+# C0 and C1 drive terminals.
+_HIDDEN = re.compile(f"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{INVISIBLE}]|{UNBOUND}")
 _WORD = re.compile(r"\w+")
 _SEPARATORS = re.compile(r"[\W_]+")
 

@@ -2,7 +2,7 @@
 
 Invariants: nothing here does I/O, nothing here imports anything of ours but other values (`reach`, `permission`), and every size is in
 bytes and every time in seconds, as its name says. A stage takes the type that only the stage before can make
-(`ToolCall -> Verified -> Verdict -> Grant -> Plan -> Outcome`), so a skipped stage does not type-check.
+(`ToolCall -> Verified -> Screened -> Verdict -> Grant -> Plan -> Outcome`), so a skipped stage does not type-check.
 Broker and ledger import this module in their privileged processes: standard library only.
 """
 
@@ -181,6 +181,55 @@ class ArgumentBounds:
     open: tuple[str, ...] = ()
 
 
+class OnSecret(StrEnum):
+    """What becomes of a text with a secret in it. For an issued credential `ALLOW` is not heard: see `screening.judging`."""
+
+    ALLOW = "allow"
+    REDACT = "redact"
+    ASK = "ask"
+    BLOCK = "block"
+
+
+class OnHidden(StrEnum):
+    """What becomes of a result with characters that nobody sees."""
+
+    ALLOW = "allow"
+    MARK = "mark"
+    BLOCK = "block"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Excuse:
+    """A format that is no secret at some place, and why.
+
+    `where` is `*`, a tool's name, or a place in its arguments (TOOL/name/name).
+    """
+
+    rule: str
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secrets:
+    """What becomes of secrets in arguments, in requests that get a credential, in what comes out; and of what is hidden."""
+
+    arguments: OnSecret = OnSecret.BLOCK
+    bodies: OnSecret = OnSecret.BLOCK
+    outputs: OnSecret = OnSecret.REDACT
+    hidden: OnHidden = OnHidden.MARK
+    allow: tuple[Excuse, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """That something was found: by which rule, where (a JSON pointer, or a stream's name), how often. Never what."""
+
+    rule: str
+    place: str
+    count: int = 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArgumentTest:
     """One comparison on a system call's argument, as libseccomp names them (`eq ne lt le gt ge masked_eq`)."""
@@ -256,6 +305,7 @@ class Profile:
     prompts: frozenset[str] | None = frozenset()
     completion: bool = False
     arguments: ArgumentBounds = field(default_factory=ArgumentBounds)
+    secrets: Secrets = field(default_factory=Secrets)
     ask: Ask = field(default_factory=Ask)
     session: SessionLife = field(default_factory=SessionLife)
     pool: Pool = field(default_factory=Pool)
@@ -402,6 +452,17 @@ class Verified:
 
     call: ToolCall
     image: Image | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screened(Verified):
+    """A verified call that was searched for secrets: what was found may stay, or somebody is asked.
+
+    Made only by `admission.screen`.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    asks: bool = False
 
 
 class Decision(StrEnum):
@@ -557,7 +618,7 @@ class FileChange:
 class Outcome:
     """How one call ended, as callers and records see it. `value` is what an Exchange or a Function returned.
 
-    `repeats` is how the earlier call ended whose answer this one's is.
+    `repeats` is how the earlier call ended whose answer this one's is; `found` what was removed from what came out, or marked in it.
     """
 
     task: str
@@ -583,6 +644,7 @@ class Outcome:
     pending: bool = False
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     repeats: Outcome | None = None
+    found: tuple[Finding, ...] = ()
 
 
 @functools.lru_cache(maxsize=64)

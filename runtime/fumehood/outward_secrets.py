@@ -17,7 +17,7 @@ SECRET_BYTES = 64 * 1024
 AUTHORITIES_BYTES = 1024 * 1024
 COMMAND_S = 30.0
 # Given like secrets, because the worker could not read them either; but anybody may know them.
-_PUBLIC = frozenset({"ca", "certificate"})
+PUBLIC = frozenset({"ca", "certificate"})
 
 
 def read(config: OutwardConfig, env: Mapping[str, str], uid: int) -> Given:
@@ -28,7 +28,7 @@ def read(config: OutwardConfig, env: Mapping[str, str], uid: int) -> Given:
         authorities=None if config.authorities is None else _authorities(config.authorities, uid),
         secrets={
             each.name: {
-                option: _secret(f"credentials.{each.name}.{option}", source, env, uid, private=option not in _PUBLIC)
+                option: _secret(f"credentials.{each.name}.{option}", source, env, uid, private=option not in PUBLIC)
                 for option, source in each.secrets
             }
             for each in config.credentials

@@ -26,6 +26,7 @@ from fumehood.policies.policy import Policies
 from fumehood.reach import Secret, Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import Residences, Surveyed
+from fumehood.screening.known import KnownSecrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -540,3 +541,4 @@ class Ports:
     policies: Policies = field(default_factory=Policies)
     outward: Outward = field(default_factory=Outward)
     approvals: Approvals = field(default_factory=Approvals)
+    known: KnownSecrets = field(default_factory=KnownSecrets)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fumehood.egress.inject import Placeholders
-from fumehood.egress.scrub import forms
 from fumehood.reach import CredentialUse, NetworkLimits, Scheme, Secret, SecretForm
+from fumehood.screening.spellings import forms
 from terminating import SECRET, TOKEN, USE, Heard, plain, terminated
 
 pytestmark = pytest.mark.anyio

@@ -21,6 +21,7 @@ from fumehood.model import Decision, Fresh, Grant, Image, Limits, Outcome, Plan,
 from fumehood.ports import Exited
 from fumehood.reasons import Reason
 from fumehood.sandbox import plan as planned
+from fumehood.screening.known import KnownSecrets
 
 T = TypeVar("T")
 
@@ -83,7 +84,7 @@ def plan(**limits: Any) -> Plan:
 def run(work: execution.Work, box: PlainProcessBox | None = None, **limits: Any) -> Outcome:
     async def bounded() -> Outcome:
         with anyio.fail_after(15):
-            return await execution.run(box or PlainProcessBox(), work, plan(**limits))
+            return await execution.run(box or PlainProcessBox(), work, plan(**limits), KnownSecrets())
 
     before = len(os.listdir("/proc/self/fd"))
     outcome = anyio.run(bounded)

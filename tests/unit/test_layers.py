@@ -20,7 +20,7 @@ GROUND = VALUES | {
     "gateway_config", "gateway_document", "outward_config", "outward_document", "outward_secrets", "shipping", "residence", "accounts",
     "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document", "thumbprint", "oauth_config",
     "oauth_document", "stopping", "knocking", "halting", "denial", "policies", "disguises", "approval_prompt", "signed_answer",
-    "approvals_config", "approvals_document",
+    "approvals_config", "approvals_document", "screening",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
@@ -41,6 +41,7 @@ ONLY_UNDER = {
     "typer": {"cli"},
     "rich": {"cli"},
     "cedarpy": {"policies"},
+    "re2": {"screening"},
     "ruamel": {"profile", "image", "cli"},
 }
 # The privileged process parses nothing with a library that strangers wrote, but for the engine's own client.

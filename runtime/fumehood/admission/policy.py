@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from functools import reduce
 
-from fumehood.model import Decision, Deny, Kind, Profile, Scope, Verdict, Verified
+from fumehood.model import Decision, Deny, Kind, Profile, Scope, Screened, Verdict
 from fumehood.permission import Need
 from fumehood.policies.asked import asked_of
 from fumehood.policies.cedar import Rule
@@ -25,7 +25,7 @@ from fumehood.reasons import Reason
 WORKSPACE_FILES = "workspace:///"
 
 
-def evaluate(verified: Verified, policy: Policy, booked: Booked, owner_uid: int, now_s: float) -> Verdict | Deny:
+def evaluate(verified: Screened, policy: Policy, booked: Booked, owner_uid: int, now_s: float) -> Verdict | Deny:
     """ALLOW, ASK or a refusal. A call without a tool name is an ad-hoc command of the operator's, or a catalogue reading."""
     call = verified.call
     if not permits(call.profile, call.kind, call.tool):
@@ -46,7 +46,7 @@ def evaluate(verified: Verified, policy: Policy, booked: Booked, owner_uid: int,
             return _asked(verified, policy, ruling, booked.spent)
 
 
-def _asked(verified: Verified, policy: Policy, ruling: Ruling, spent: Sequence[Spent]) -> Verdict:
+def _asked(verified: Screened, policy: Policy, ruling: Ruling, spent: Sequence[Spent]) -> Verdict:
     over = tuple(f"the budget {each.budget} is used up" for each in spent)
     return Verdict(
         verified=verified, decision=Decision.ASK, policy=policy.digest,
@@ -56,7 +56,7 @@ def _asked(verified: Verified, policy: Policy, ruling: Ruling, spent: Sequence[S
     )  # fmt: skip
 
 
-def _denied(verified: Verified, policy: Policy, ruling: Ruling, spent: Sequence[Spent]) -> Deny:
+def _denied(verified: Screened, policy: Policy, ruling: Ruling, spent: Sequence[Spent]) -> Deny:
     call = verified.call
     what = f"{call.sender.name} may not call {resource_of(call).id:.100}"
     if ruling.errors:

@@ -163,6 +163,8 @@ class HeldLeases:
             lease.sealed = issued.sealed
             lease.until_s = issued.expires_at_s if issued.expires_at_s is not None else until_s
             await self._ports.ledger.lease_issued(request.lease, issued.expires_at_s, issued.sealed, issued.facts)
+            # Known before it can be used: nothing of it may come out unseen.
+            self._ports.known.enter(request.lease, issued.secret, use.username)
             lease.secret = issued.secret  # usable from here on, and not before it is on disk how to revoke it
 
         await _bounded(issue, rule)
@@ -171,6 +173,7 @@ class HeldLeases:
         """Revoke what is held, in bounded time whatever is being cancelled; what remains in `_held` could not be."""
         for each in self._held:
             each.secret = None
+            self._forget(each)  # as far as is known now: one that nobody can revoke is known until it expires
         if not self._held:
             return
         with anyio.move_on_after(REVOKE_DEADLINE_S, shield=True):
@@ -193,8 +196,14 @@ class HeldLeases:
             except FumehoodError as error:
                 lease.error = said(error)
             await self._note(lease)
+            self._forget(lease)
             if lease.revoked is None:
                 await anyio.sleep(pause_s)
+
+    def _forget(self, lease: _Lease) -> None:
+        """It may be forgotten soon after it is gone; one that lives on, when that ends."""
+        gone = lease.revoked is not None and lease.revoked.gone
+        self._ports.known.leave(lease.request.lease, 0.0 if gone else lease.until_s - self._ports.clock.wall_s())
 
     async def _note(self, lease: _Lease) -> None:
         """Journal a try. Should the ledger be gone, the lease stays open there and the sweep asks again."""

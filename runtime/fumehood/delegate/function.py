@@ -24,12 +24,11 @@ from fumehood.delegate import runner
 from fumehood.delegate.errors import Raised
 from fumehood.delegate.signatures import Signature, signature_of
 from fumehood.delegate.source import Source, source_of
-from fumehood.execution import Exchange
+from fumehood.execution import Exchange, Streams
 from fumehood.faults import ExchangeFailed
 from fumehood.gateway import strict_json
 from fumehood.model import ToolCall
 from fumehood.reasons import Reason
-from fumehood.residence import ServerStreams
 
 MAX_LINES = 100_000
 MAX_STRAY = 10_000
@@ -89,7 +88,7 @@ class Function:
 class _Conversation:
     """One box's lines."""
 
-    def __init__(self, function: Function, call: ToolCall, streams: ServerStreams) -> None:
+    def __init__(self, function: Function, call: ToolCall, streams: Streams) -> None:
         self._function = function
         self._call = call
         self._streams = streams
@@ -158,7 +157,7 @@ class _Conversation:
                 if line_bytes > limit + 256:  # the token and the names around it
                     raise ExchangeFailed(Reason.RESULT_TOO_LARGE, f"the result is over the {limit} bytes of `limits.result`")
                 try:
-                    return self._function.signature.value(frame.get("value"))
+                    return self._function.signature.value(self._streams.passing(frame.get("value")))
                 except ValueError as error:
                     raise ExchangeFailed(Reason.RESULT_INVALID, f"the result does not fit its type: {error}") from error
             case "raised":
@@ -175,6 +174,7 @@ class _Conversation:
         raise ExchangeFailed(Reason.RESULT_INVALID, "the box answered with something unknown")
 
     async def _hear(self, frame: Mapping[str, Any]) -> None:
+        frame = self._streams.passing(frame)
         match frame:
             case {"kind": "log"}:
                 self._records += 1

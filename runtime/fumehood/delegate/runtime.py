@@ -21,6 +21,7 @@ from fumehood.execution import Work
 from fumehood.faults import FumehoodError
 from fumehood.model import Kind, Outcome, Profile, Scope, ToolCall, WorkspaceMode
 from fumehood.reasons import Reason
+from fumehood.screening.judging import Screen
 
 DEFAULT_PROFILE = "function"
 _NEEDS_DIRECTORY = {WorkspaceMode.RO, WorkspaceMode.RW, WorkspaceMode.DIRECT}
@@ -124,6 +125,11 @@ class Runtime(app.Runtime):
                 Reason.FUNCTION_UNFIT, f"{work.module}.{work.name} was decorated after the runtime was opened",
                 remedy="Import its module before Runtime.open(...).",
             )  # fmt: skip
+        # What is judged is what is sent, without secrets where the profile has them removed.
+        arguments = Screen(replace(tool_call, arguments=work.arguments), self.ports.known).redacted_arguments(work.arguments)
+        if arguments is not work.arguments:
+            arguments = work.signature.from_json(arguments)
+        work, tool_call = replace(work, arguments=arguments), replace(tool_call, arguments=arguments)
         tool_call = work.call_with_source(tool_call)
         return await call.run_call(tool_call, work.exchange(tool_call), self.ports)
 

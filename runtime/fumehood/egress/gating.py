@@ -187,7 +187,7 @@ def _task(plan: Plan, leases: Leases, ports: Ports, names: Names, box: str, hold
         task=plan.call.task, box=box, profile=profile, leases=leases, outward=ports.outward, names=names,
         dialer=dialer_of(ports.outward), meter=Meter(profile.network.limits), budget=budget_of(ports.outward),
         log=EgressLog(plan.call.task, ports.ledger, ports.clock), holdings=holdings,
-        java_store=None if image is None else image.java_store,
+        java_store=None if image is None else image.java_store, known=ports.known, tool=plan.call.named,
     )  # fmt: skip
 
 

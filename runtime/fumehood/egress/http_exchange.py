@@ -18,10 +18,15 @@ from fumehood.egress.http_stream import Stream
 from fumehood.egress.inject import CannotInject, Placeholders
 from fumehood.egress.names import Route
 from fumehood.egress.refusals import Why
-from fumehood.egress.scrub import Scrubber, Spellings
+from fumehood.egress.scrub import Scrubber
 from fumehood.egress.task import GateTask
 from fumehood.egress.websocket import is_agreed
+from fumehood.model import OnSecret
 from fumehood.reach import CredentialUse, Scheme, Secret
+from fumehood.screening.flowing import Flow
+from fumehood.screening.judging import bodies_rule, heard_in
+from fumehood.screening.search import spans
+from fumehood.screening.spellings import Spellings
 
 CREDENTIAL_GONE = Why("credential_gone", "the credential is not live", "Ask again while a call is under way.")
 CREDENTIAL_UNFIT = Why(
@@ -31,6 +36,12 @@ CREDENTIAL_UNFIT = Why(
 )
 BAD_UPSTREAM = Why(
     "http_upstream", "the server's answer is not HTTP/1.1 that can be passed on", "Report it to the server's operator."
+)
+
+SECRET_IN_REQUEST = Why(
+    "secret_in_request",
+    "a secret in a request that a credential is written into",
+    "Leave it out; if it is none, name its rule and tool in `secrets.allow` of the profile.",
 )
 
 BAD_GATEWAY = 502
@@ -72,6 +83,10 @@ class Exchange:
         self._place = Place(name=route.name, port=route.port, rule=route.rule)
         self._task = task
         self._scrubber: Scrubber | None = None
+        secrets = task.profile.secrets
+        self._heard = heard_in(secrets, secrets.bodies, task.tool)
+        self._flow = None if use is None else Flow(task.known, lambda rule: self._heard(rule, ""), keeps_length=True)
+        self._due: list[h11.Event] = []
         self._ahead: list[h11.Event] = []
         self._corked: list[bytes] = []  # of the answer: goes out with what has come with it already
         self._looked = 0
@@ -81,9 +96,16 @@ class Exchange:
         self._unscrubbed: str | None = None
 
     def judge(self) -> None:
-        """Refuse what only this box's placeholders tell. Raises NotAnswered."""
+        """Refuse what only this box's placeholders tell, and secrets beside the credential. Raises NotAnswered."""
         if refused := self._placeholders.misplaced(self._request, self._use):
             raise NotAnswered(refused)
+        if self._use is None:
+            return
+        for where, text in inject.beside(self._request, self._use):
+            for span in spans(text, self._task.known):
+                # Also where secrets are to be redacted: a head was judged, and is not changed afterwards.
+                if self._heard(span.rule, ""):
+                    raise self._refused(SECRET_IN_REQUEST, f"{span.rule} in {where}")
 
     async def run(self, inside: Stream, outside: Stream) -> bytes | None:
         """Pass request and answer on; what came of the next request, None when the connection must end.
@@ -168,7 +190,7 @@ class Exchange:
         if self._wire.they_are_waiting_for_100_continue:
             await self._tell(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
         while True:
-            event = await self._next_from_client()
+            event = await self._next_screened()
             self._ahead.append(event)
             if not isinstance(event, h11.Data):
                 return digest.hexdigest()
@@ -193,9 +215,26 @@ class Exchange:
             else:
                 raise _ClientGone("the client ended in the middle of a request")
 
+    async def _next_screened(self) -> h11.Event:
+        """The next of the body without secrets, as long as it was; nothing, where the profile refuses them. Raises NotAnswered."""
+        if self._due:
+            return self._due.pop(0)
+        event = await self._next_from_client()
+        if self._flow is None:
+            return event
+        if isinstance(event, h11.Data):
+            data = self._flow.feed(bytes(event.data))
+        elif data := self._flow.end():
+            self._due.append(event)
+        secrets = self._task.profile.secrets
+        for rule in self._flow.found:
+            if bodies_rule(secrets, rule) is not OnSecret.REDACT:
+                raise self._refused(SECRET_IN_REQUEST, f"{rule} in the body")
+        return event if not data and not isinstance(event, h11.Data) else h11.Data(data=data)
+
     async def _send_body(self) -> None:
         while True:
-            event = self._ahead.pop(0) if self._ahead else await self._next_from_client()
+            event = self._ahead.pop(0) if self._ahead else await self._next_screened()
             if isinstance(event, h11.Data):
                 self._look_at(event.data)
                 await self._send(self._up.send_with_data_passthrough(h11.Data(data=event.data)) or [])
@@ -367,6 +406,8 @@ class Exchange:
             "sent": self._sent,
             "received": self._received,
         }
+        if self._flow is not None and self._flow.found:
+            self._task.log("alarm", self._route, what="secret_sent", asked=self._request.asked, found=self._flow.found)
         if self._use is not None and self._scrubber is not None:
             facts["credential"] = self._use.name
             if self._unscrubbed is not None:

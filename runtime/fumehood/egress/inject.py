@@ -19,8 +19,8 @@ from urllib.parse import quote, unquote_to_bytes
 from fumehood.egress import sigv4
 from fumehood.egress.http_judge import FORBIDDEN, Headers, Refusal, Request
 from fumehood.egress.refusals import Why
-from fumehood.egress.scrub import Spellings, spellings_of
 from fumehood.reach import CredentialUse, Delivery, Scheme, Secret, SecretForm
+from fumehood.screening.spellings import Spellings, spellings_of
 
 PLACEHOLDER_MISPLACED = Why(
     "placeholder_misplaced",
@@ -145,6 +145,16 @@ def _parted(request: Request, use: CredentialUse | None) -> tuple[bytes, list[by
         name = unquote_to_bytes(part.split(b"=")[0].replace(b"+", b" "))
         (theirs if name == wanted else kept).append(part)
     return request.path + (b"?" + b"&".join(kept) if kept else b""), theirs
+
+
+def beside(request: Request, use: CredentialUse) -> Iterator[tuple[str, bytes]]:
+    """What a request's head says in other places than the credential's, each with its name; a target as it is and decoded."""
+    rest, _ = _parted(request, use)
+    yield "the path or query", rest
+    yield "the path or query", unquote_to_bytes(rest)
+    for name, text in request.headers:
+        if not _is_place(use, name):
+            yield f"the header {name.decode('latin-1')[:64]}", text
 
 
 def value(use: CredentialUse, secret: Secret) -> str:

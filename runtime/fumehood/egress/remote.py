@@ -22,7 +22,7 @@ from fumehood.egress.dial import dialer_of
 from fumehood.egress.limits import Meter
 from fumehood.egress.log import EgressLog
 from fumehood.egress.refusals import Rejected
-from fumehood.egress.scrub import Scrubber, Spellings, spellings_of
+from fumehood.egress.scrub import Scrubber
 from fumehood.egress.trust import upstream_context
 from fumehood.faults import ExchangeFailed
 from fumehood.model import Plan
@@ -30,6 +30,7 @@ from fumehood.ports import Leases, Origin, Ports, Reply
 from fumehood.reach import CredentialUse, Scheme, SecretForm, Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import WayOut
+from fumehood.screening.spellings import Spellings, spellings_of
 
 LOG_S = 2.0
 # What a conversation says in its heads; everything else is the gate's to say.

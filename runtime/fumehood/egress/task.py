@@ -30,6 +30,7 @@ from fumehood.egress.names import Names, Route
 from fumehood.egress.refusals import Why
 from fumehood.model import Profile
 from fumehood.ports import Leases, Outward
+from fumehood.screening.known import KnownSecrets
 
 _AT_ONCE = struct.pack("ii", 1, 0)
 
@@ -48,6 +49,7 @@ class GateTask:
     def __init__(
         self, *, task: str, box: str, profile: Profile, leases: Leases, outward: Outward, names: Names,
         dialer: Dialer, meter: Meter, budget: Budget, log: EgressLog, holdings: dict[str, Any], java_store: str | None = None,
+        known: KnownSecrets | None = None, tool: str | None = None,
     ) -> None:  # fmt: skip
         """Hold these; nothing is open yet."""
         self.task = task
@@ -61,6 +63,8 @@ class GateTask:
         self.egress_log = log
         self.holdings = holdings
         self.java_store = java_store
+        self.known = KnownSecrets() if known is None else known
+        self.tool = tool
         self._dialer = dialer
 
     def log(self, kind: str, route: Route | None = None, **facts: Any) -> None:

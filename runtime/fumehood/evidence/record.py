@@ -16,25 +16,37 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import anyio
 
 from fumehood.evidence.ending import ending, one_line, unrecorded
+from fumehood.evidence.stages import noted
 from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.lifecycle import NEXT, Event, State
-from fumehood.model import REMOTE, Deny, Fresh, Grant, Outcome, Plan, Repeat, Result, ToolCall, Verdict, Verified
-from fumehood.permission import Approval
-from fumehood.policies.asked import asked_of, facts_of
+from fumehood.model import (
+    Deny,
+    Fresh,
+    Grant,
+    Outcome,
+    Plan,
+    Repeat,
+    Result,
+    Screened,
+    ToolCall,
+    Verdict,
+    Verified,
+)
 from fumehood.policies.booking import account_of
 from fumehood.policies.policy import Policy
 from fumehood.ports import Opened, Ports
 from fumehood.reasons import Reason
+from fumehood.screening.judging import said
 
 OPEN_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 5.0
-Noted = TypeVar("Noted", Verified, Verdict, Grant, Fresh, Plan)
+Noted = TypeVar("Noted", Verified, Screened, Verdict, Grant, Fresh, Plan)
 
 # What the time until a state was spent on.
 STAGES = {
@@ -112,23 +124,9 @@ class Log:
                 raise Refused(value)
             case Repeat():
                 raise Repeated(value)
-            case Verified():
-                image = value.image
-                seen = facts_of(asked_of(value.call, self._opened.booked.conversation, 0, 0.0))
-                if image is None:
-                    await self.event(Event.VERIFY, image=None, asked=seen)
-                else:
-                    found = {"image": image.name, "image_digest": image.digest, "docker_id": image.docker_id}
-                    await self.event(Event.VERIFY, **found, asked=seen)
-            case Verdict():
-                await self.event(Event.DECIDE, decision=value.decision.value, rule=value.rule, policy=value.policy)
-            case Grant(approval=None):
-                await self.event(Event.GRANT)
-            case Grant(approval=Approval() as agreed):
-                # The verdict of the moment that it was spent in: what is decided again may be decided by another rule.
-                await self.event(Event.GRANT, rule=value.verdict.rule, approval=asdict(agreed))
-            case Plan():
-                await self.event(Event.PLAN, **_plan_facts(value))
+        if (step := noted(value, self._opened)) is not None:
+            event, facts = step
+            await self.event(event, **facts)
         return value
 
     async def event(self, event: Event, **facts: Any) -> None:
@@ -156,6 +154,8 @@ class Log:
         if self._outcome is not None or self._state is State.CLOSED:
             raise LifecycleError("a call is concluded once")
         self._outcome = outcome
+        if outcome.found:
+            self.remark(f"in what came out: {said(outcome.found)}")
 
     def remark(self, text: str) -> None:
         """Have something said in the outcome's detail, whatever the outcome is."""
@@ -237,26 +237,6 @@ async def record(call: ToolCall, ports: Ports) -> AsyncIterator[Log]:
         raise
     else:
         await log.end()
-
-
-def _plan_facts(plan: Plan) -> dict[str, Any]:
-    frame, binding = plan.frame, plan.binding
-    if frame is None:
-        return {"engine": REMOTE, "wall_s": binding.wall_s}
-    return {
-        "engine": frame.engine,
-        "runtime": frame.runtime,
-        "cpu": frame.cpu,
-        "memory_bytes": frame.memory_bytes,
-        "pids": frame.pids,
-        "wall_s": binding.wall_s,
-        "disk_bytes": None if binding.disk_unlimited else binding.disk_bytes,
-        "seccomp": frame.seccomp.name,
-        "user_namespace": frame.user_namespace.value,
-        "accept_risk": list(frame.accept_risk),
-        "workspace": binding.workspace.value,
-        "workspace_path": binding.workspace_path,
-    }
 
 
 def _ms(seconds: float) -> float:

@@ -16,12 +16,13 @@ from fumehood.execution.work import (
     Streams,
     Visit,
     Work,
+    argv_of,
     recall_of,
     requester_of,
 )
 from fumehood.residence import ServerStreams
 
 __all__ = [
-    "ENVIRONMENT", "Call", "Command", "Exchange", "Hosting", "Parking", "ServerStreams", "Streams", "Visit", "Work", "recall_of",
-    "requester_of", "run",
+    "ENVIRONMENT", "Call", "Command", "Exchange", "Hosting", "Parking", "ServerStreams", "Streams", "Visit", "Work", "argv_of",
+    "recall_of", "requester_of", "run",
 ]  # fmt: skip

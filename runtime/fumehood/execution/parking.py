@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from fumehood.execution.pipes import Heard
+from fumehood.execution.screening import cleaned
 from fumehood.faults import ExchangeFailed
 from fumehood.memory import Memory
 from fumehood.reasons import Reason
 from fumehood.residence import ServerStreams
+from fumehood.screening.judging import Screen
 
 
 class Heeding:
@@ -42,13 +44,21 @@ class Parkable:
         park: Callable[[float], Awaitable[None]],
         resume: Callable[[], Awaitable[None]],
         heard: Heard,
+        screen: Screen,
     ) -> None:
         self.send = streams.send
         self.receive = streams.receive
-        self.receive_long = streams.receive_long
+        self.passing = screen.passing
+        self._streams = streams
+        self._screen = screen
         self._park = park
         self._resume = resume
         self._heard = heard
+
+    async def receive_long(self, most_bytes: int) -> bytes | Memory:
+        """The next line; one that is to be kept as it is comes without secrets."""
+        line = await self._streams.receive_long(most_bytes)
+        return await cleaned(line, self._screen) if isinstance(line, Memory) else line
 
     @asynccontextmanager
     async def parked(self, seconds: float) -> AsyncIterator[None]:

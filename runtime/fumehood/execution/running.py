@@ -9,12 +9,15 @@ import anyio
 
 from fumehood.execution.parking import Parkable
 from fumehood.execution.pipes import FRAME_SLACK_BYTES, Heard, Kept, Lines, Pipes, collect, feed
+from fumehood.execution.screening import Told
 from fumehood.execution.visiting import BROKEN, converse_remotely, run_visit
 from fumehood.execution.work import Call, Command, Exchange, Hosting, RemoteBox, RunningBox, Visit, VisitedBox, Work
 from fumehood.faults import BoxFailed, ExchangeFailed
 from fumehood.model import Outcome, Plan, Result
 from fumehood.ports import Exited
 from fumehood.reasons import Reason
+from fumehood.screening.judging import Screen
+from fumehood.screening.known import KnownSecrets
 
 # The whole environment of a tool, beside what its profile adds.
 ENVIRONMENT = {
@@ -26,24 +29,30 @@ ENVIRONMENT = {
 }
 
 
-async def run(box: RunningBox | VisitedBox | RemoteBox, work: Work, plan: Plan) -> Outcome:
-    """Run the work to its end and describe it. Raises BoxFailed when the box goes wrong."""
+async def run(box: RunningBox | VisitedBox | RemoteBox, work: Work, plan: Plan, known: KnownSecrets) -> Outcome:
+    """Run the work to its end and describe it, without the secrets that came out. Raises BoxFailed when the box goes wrong."""
+    screen = Screen(plan.call, known)
+    outcome = await _run(box, work, plan, screen)
+    return screen.outcome(outcome, from_server=not isinstance(work, Command))
+
+
+async def _run(box: RunningBox | VisitedBox | RemoteBox, work: Work, plan: Plan, screen: Screen) -> Outcome:
     if isinstance(work, Call):
         if not isinstance(box, RemoteBox):
             raise BoxFailed(Reason.BAD_REQUEST, "only a remote server is called without being started")
-        return await converse_remotely(box, work, plan)
+        return await converse_remotely(box, work, plan, screen)
     if isinstance(box, RemoteBox):
         raise BoxFailed(Reason.BAD_REQUEST, "nothing can be started at a remote server")
     if isinstance(work, Visit):
         if not isinstance(box, VisitedBox):
             raise BoxFailed(Reason.BAD_REQUEST, "a visit needs a session")
-        return await run_visit(box, work, plan)
+        return await run_visit(box, work, plan, screen)
     if isinstance(box, VisitedBox):
         raise BoxFailed(Reason.BAD_REQUEST, "a session takes only visits")
-    return await _run_own(box, work, plan)
+    return await _run_own(box, work, plan, screen)
 
 
-async def _run_own(box: RunningBox, work: Command | Exchange | Hosting, plan: Plan) -> Outcome:
+async def _run_own(box: RunningBox, work: Command | Exchange | Hosting, plan: Plan, screen: Screen) -> Outcome:
     limits = plan.limits
     env = {**ENVIRONMENT, **dict(plan.call.profile.environment)}
     stdout, stderr = Kept(limits.output_bytes), Kept(limits.output_bytes)
@@ -57,12 +66,12 @@ async def _run_own(box: RunningBox, work: Command | Exchange | Hosting, plan: Pl
         finally:
             pipes.close_box_ends()
         if isinstance(work, Command):
-            ended = await _run_command(box, work, pipes, stdout, stderr, limits.idle_s)
+            ended = await _run_command(box, work, pipes, stdout, stderr, limits.idle_s, screen)
             outcome = _classify(plan.call.task, ended)
             for path, target in work.get if outcome.result is Result.OK else ():
                 await box.get(path, target, work.get_bytes)
         else:
-            outcome = await _run_exchange(box, work, pipes, stderr, plan)
+            outcome = await _run_exchange(box, work, pipes, stderr, plan, screen)
     finally:
         pipes.close()
     return replace(
@@ -77,8 +86,10 @@ async def _run_own(box: RunningBox, work: Command | Exchange | Hosting, plan: Pl
 
 
 async def _run_command(
-    box: RunningBox, work: Command, pipes: Pipes, stdout: Kept, stderr: Kept, idle_s: float | None
+    box: RunningBox, work: Command, pipes: Pipes, stdout: Kept, stderr: Kept, idle_s: float | None, screen: Screen
 ) -> Exited:
+    told = None if work.on_output is None else Told(work.on_output, screen)
+    hear = None if told is None else told.hear
     async with anyio.create_task_group() as tasks:
         heard = Heard()
         if work.stdin is not None:
@@ -86,20 +97,22 @@ async def _run_command(
         if idle_s is not None:
             tasks.start_soon(_watch_idle, box, heard, idle_s)
         async with anyio.create_task_group() as readers:
-            readers.start_soon(collect, box, pipes.our_out, "stdout", stdout, work.on_output, heard)
-            readers.start_soon(collect, box, pipes.our_err, "stderr", stderr, work.on_output, heard)
+            readers.start_soon(collect, box, pipes.our_out, "stdout", stdout, hear, heard)
+            readers.start_soon(collect, box, pipes.our_err, "stderr", stderr, hear, heard)
             ended = await box.wait()
         tasks.cancel_scope.cancel()
+    if told is not None:
+        told.end()
     return ended
 
 
 async def _run_exchange(
-    box: RunningBox, work: Exchange | Hosting, pipes: Pipes, stderr: Kept, plan: Plan
+    box: RunningBox, work: Exchange | Hosting, pipes: Pipes, stderr: Kept, plan: Plan, screen: Screen
 ) -> Outcome:
     """Converse until the conversation is over, fails, or the box ends on its own; then end the box and describe."""
     heard = Heard()
     lines = Lines(pipes, plan.limits.result_bytes + FRAME_SLACK_BYTES, heard)
-    streams = Parkable(lines, box.park, box.resume, heard)
+    streams = Parkable(lines, box.park, box.resume, heard, screen)
     said: list[Any] = []
     failure: list[ExchangeFailed] = []
     ended: list[Exited] = []

@@ -16,26 +16,28 @@ from fumehood.faults import ExchangeFailed
 from fumehood.model import Outcome, Plan, Result
 from fumehood.reasons import Reason
 from fumehood.residence import ServerStreams
+from fumehood.screening.judging import Screen
 
 # A server that did this in one call is not kept for the next.
 BROKEN = frozenset({Reason.SERVER_DIED, Reason.SERVER_GARBAGE})
 
 
-async def run_visit(box: VisitedBox, work: Visit, plan: Plan) -> Outcome:
+async def run_visit(box: VisitedBox, work: Visit, plan: Plan, screen: Screen) -> Outcome:
     """Converse with the session's server, for at most the call's own `wall` and `idle`."""
-    return await _converse(box, nullcontext(box.streams), work.converse, plan)
+    return await _converse(box, nullcontext(box.streams), work.converse, plan, screen)
 
 
-async def converse_remotely(box: RemoteBox, work: Call, plan: Plan) -> Outcome:
+async def converse_remotely(box: RemoteBox, work: Call, plan: Plan, screen: Screen) -> Outcome:
     """Converse with a remote server, for at most the call's `wall` and `idle`."""
-    outcome = await _converse(box, work.speak(box.origin), work.converse, plan)
+    outcome = await _converse(box, work.speak(box.origin), work.converse, plan, screen)
     if outcome.reason in BROKEN and outcome.remedy is None:
         return replace(outcome, remedy="Try again; whoever runs the server knows more.")  # it has no stderr here to read
     return outcome
 
 
 async def _converse(
-    box: EnteredBox, speaking: AbstractAsyncContextManager[ServerStreams], converse: Callable[[Streams], Awaitable[Any]], plan: Plan
+    box: EnteredBox, speaking: AbstractAsyncContextManager[ServerStreams], converse: Callable[[Streams], Awaitable[Any]], plan: Plan,
+    screen: Screen,
 ) -> Outcome:
     limits = plan.limits
     outcome = Outcome(task=plan.call.task, result=Result.OK)
@@ -45,7 +47,7 @@ async def _converse(
     try:
         async with speaking as streams, anyio.create_task_group() as tasks:
             tasks.start_soon(_limit_visit, tasks.cancel_scope, heard, limits.wall_s, limits.idle_s, late)
-            value = await converse(Parkable(Heeding(streams, heard), box.park, box.resume, heard))
+            value = await converse(Parkable(Heeding(streams, heard), box.park, box.resume, heard, screen))
             outcome = replace(outcome, value=value)
             tasks.cancel_scope.cancel()
     except* ExchangeFailed as group:

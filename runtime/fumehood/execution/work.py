@@ -20,6 +20,10 @@ class Parking(Protocol):
         """Let the box stand still for the body, at most so long: it is killed then."""
         ...
 
+    def passing(self, value: Any) -> Any:
+        """A part of what the server says, fit to be passed on in mid-call: without secrets, and with nothing hidden in it."""
+        ...
+
 
 class Streams(ServerStreams, Parking, Protocol):
     """What a conversation has: a server's streams, and its box to park."""
@@ -92,6 +96,11 @@ def recall_of(work: Work) -> Recall | None:
 def requester_of(work: Work) -> Requester | None:
     """Who is told when the call waits for an approval; None where nobody is: a server is only started."""
     return None if isinstance(work, Hosting) else work.requester
+
+
+def argv_of(work: Work) -> tuple[str, ...]:
+    """The command line that a call brings itself; a server's is its operator's."""
+    return work.argv if isinstance(work, Command) else ()
 
 
 class RunningBox(HeldBox, Protocol):

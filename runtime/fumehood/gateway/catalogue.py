@@ -26,7 +26,19 @@ from fumehood.gateway.events import LIST_KINDS, ListKind
 from fumehood.gateway.exchange import ClientFacts, Conversation, Greeting, ServerAnsweredError
 from fumehood.gateway.protocol import METHOD_NOT_FOUND, TOO_MANY_REQUESTS, GatewayError, printable
 from fumehood.gateway.schema import CHECK_CPU_S, Schema, SchemaError
-from fumehood.model import CommitMode, Outcome, PinOf, Profile, Result, Scope, SessionLife, WorkspaceMode
+from fumehood.model import (
+    CommitMode,
+    OnHidden,
+    OnSecret,
+    Outcome,
+    PinOf,
+    Profile,
+    Result,
+    Scope,
+    Secrets,
+    SessionLife,
+    WorkspaceMode,
+)
 from fumehood.reasons import Reason
 
 MAX_ENTRIES = 2048
@@ -253,9 +265,13 @@ async def _judged(definitions: Sequence[Mapping[str, Any]], opened: Sequence[str
     return tools
 
 
+# A definition is pinned as the server has it; what is disguised in it the pins tell.
+_AS_IT_IS = Secrets(outputs=OnSecret.ALLOW, hidden=OnHidden.ALLOW)
+
+
 def reading_profile(profile: Profile) -> Profile:
     """The profile for a reading: like the calls' own, except that nothing a server does at its start is kept."""
-    profile = replace(profile, scope=Scope.CALL, session=SessionLife())
+    profile = replace(profile, scope=Scope.CALL, session=SessionLife(), secrets=_AS_IT_IS)
     files = profile.filesystem
     if files.workspace is WorkspaceMode.RW:
         return replace(profile, filesystem=replace(files, commit=CommitMode.NEVER))

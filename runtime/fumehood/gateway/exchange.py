@@ -254,7 +254,7 @@ class Conversation:
                 await self._report(params)
             case frames.Notification(method="notifications/message", params=dict() as params):
                 self._understood = True
-                await self._relay.message(params)
+                await self._relay.message(self._streams.passing(params))
             case frames.Notification(method="notifications/resources/updated", params={"uri": str() as uri}):
                 self._understood = True
                 await self._relay.updated(uri)
@@ -312,7 +312,7 @@ class Conversation:
 
     async def _put(self, questions: Questions) -> dict[str, Any]:
         """The client's answers as the server may have them: of its roots no more than whether there are any (rule 8)."""
-        answers = await self._relay.ask(self._streams, questions)
+        answers = await self._relay.ask(self._streams, {name: self._streams.passing(each) for name, each in questions.items()})
         for name, each in questions.items():
             if each["method"] == ROOTS:
                 answers[name] = self._roots(shown=bool(answers[name].get("roots")))
@@ -331,7 +331,7 @@ class Conversation:
         if _number(total):
             told["total"] = total
         if isinstance(message, str) and len(message) <= MAX_MESSAGE_CHARS:
-            told["message"] = message
+            told["message"] = self._streams.passing(message)
         await self._relay.progress(told)
 
     def _explained(self, error: ExchangeFailed) -> ExchangeFailed:

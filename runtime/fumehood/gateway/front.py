@@ -102,7 +102,8 @@ class Gateway:
     def _upstream(self, served: Served) -> Upstream:
         pool = Pool(served.name, served.profile, tasks=self._tasks, run=self._run, new_task=self._new_task, ports=self._ports)
         pinning = self._pinning(served)
-        upstream = Upstream(served, self._run, self._refuse, self._new_task, self._sessions, self._kept, pool, pinning)
+        known = self._ports.known
+        upstream = Upstream(served, self._run, self._refuse, self._new_task, self._sessions, self._kept, pool, pinning, known)
         upstream.renewal = Renewal(self._tasks, upstream.renew, partial(self._relisted, upstream))
         return upstream
 

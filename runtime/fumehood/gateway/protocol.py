@@ -24,6 +24,8 @@ LOG_LEVEL_KEY: Final = "io.modelcontextprotocol/logLevel"
 TASKS_EXTENSION: Final = "io.modelcontextprotocol/tasks"
 
 TASK_KEY: Final = "fumehood/task"
+# Where a result comes from, as the profile says: `untrusted`.
+RETURNS_KEY: Final = "fumehood/returns"
 OUTCOME_KEY: Final = "fumehood/outcome"
 SESSION_KEY: Final = "fumehood/session"
 SERVER_KEY: Final = "fumehood/server"

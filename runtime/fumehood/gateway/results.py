@@ -1,8 +1,8 @@
 """What the client is told of an outcome. Pure.
 
 A refusal, a kill or a failure goes back inside the tool's result, where the model that asked can read it and do better;
-`_meta` carries it once more for programs. A server's own result passes as it came: its content is not looked at, its
-unknown members stay. Only `_meta` is touched: members under our prefix are ours alone, or a server could forge an
+`_meta` carries it once more for programs. A server's own result passes as its call gave it, without secrets and with nothing
+hidden in it: its unknown members stay. Only `_meta` is touched: members under our prefix are ours alone, or a server could forge an
 outcome.
 """
 
@@ -22,6 +22,7 @@ from fumehood.gateway.protocol import (
     NAME,
     OUTCOME_KEY,
     OWN_PREFIX,
+    RETURNS_KEY,
     SERVER_INFO_KEY,
     TASK_KEY,
     GatewayError,
@@ -58,6 +59,14 @@ def linked(task: str, found: Long, limit_bytes: int) -> dict[str, Any]:
     said = f"{NAME}: the result has {found.size} bytes, over `limits.result` of {limit_bytes}; it can be read as a resource"
     link = {"type": "resource_link", "uri": uri_of(task), "name": "result", "mimeType": "application/json", "size": found.size}
     return {"content": [{"type": "text", "text": said}, link], "isError": found.is_error}
+
+
+def labelled(ours: Mapping[str, Any], returns: str | None) -> dict[str, Any]:
+    """Our members of a result's `_meta`, with the label that the profile gives to what this tool returns (`untrusted`), if any.
+
+    For `finished`, which lets no server write it: whoever feeds the result to a model can keep it apart from what the user said.
+    """
+    return dict(ours) if returns is None else {**ours, RETURNS_KEY: returns}
 
 
 def finished(result: Mapping[str, Any], ours: Mapping[str, Any], *, modern: bool) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class Routes:
         told = {"ref": inner, "argument": argument}
         if isinstance(params.get("context"), dict):
             told["context"] = params["context"]
-        return Route(upstream, _wanted(Kind.COMPLETION, name, told, {}))
+        return Route(upstream, _wanted(Kind.COMPLETION, name, told, told))
 
     def _public(self, upstream: Upstream, name: str) -> str:
         return name if len(self.upstreams) == 1 else f"{upstream.name}{SEPARATOR}{name}"

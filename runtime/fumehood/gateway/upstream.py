@@ -34,6 +34,8 @@ from fumehood.gateway.streamable import Manner, speak
 from fumehood.memory import Memory
 from fumehood.model import Ask, Deny, Kind, Outcome, Oversize, Profile, Result, Scope, Sender, ToolCall, WorkspaceMode
 from fumehood.reasons import Reason
+from fumehood.screening.judging import Screen
+from fumehood.screening.known import KnownSecrets
 
 SPILL_FACTOR = 16
 SPILL_BYTES = 2**30
@@ -64,7 +66,7 @@ class Upstream:
 
     def __init__(
         self, served: Served, run: Run, refuse: Refuse, new_task: Callable[[], str], sessions: Sessions, kept: KeptResults,
-        pool: Pool, pinning: Pinning,
+        pool: Pool, pinning: Pinning, known: KnownSecrets,
     ) -> None:  # fmt: skip
         """Start nothing before the first request needs it."""
         self.served = served
@@ -75,6 +77,7 @@ class Upstream:
         self._kept = kept
         self._pool = pool
         self._pinning = pinning
+        self._known = known
         self._patience = Patience()
         self._shelf = Shelf(pinning.pinned, lambda: pinning.image)
         self.renewal: Renewal | None = None
@@ -162,6 +165,7 @@ class Upstream:
 
         Raises `GatewayError` for a handle of no session.
         """
+        wanted, call = self._without_secrets(wanted, call)
         if wanted.kind is Kind.RESOURCE and wanted.name.startswith(WORKSPACE_FILES):
             return await self._file(wanted, call), None
         try:
@@ -200,6 +204,14 @@ class Upstream:
         visit = Visit(partial(converse, greeted=True), repeating.RECALL)
         outcome = await self._run(replace(call, session=session.task), visit)
         return self._told(client, _honest(outcome, wanted, pinned)), handle
+
+    def _without_secrets(self, wanted: Wanted, call: ToolCall) -> tuple[Wanted, ToolCall]:
+        """The request without the secrets in its arguments, if the profile has them removed: what is judged is what is sent."""
+        arguments = Screen(call, self._known).redacted_arguments(call.arguments)
+        if arguments is call.arguments:
+            return wanted, call
+        params = {**wanted.params, "arguments": arguments} if "arguments" in wanted.params else arguments
+        return replace(wanted, arguments=arguments, params=params), replace(call, arguments=arguments)
 
     def _told(self, client: Client, outcome: Outcome) -> Outcome:
         """What was refused for its pin may have been judged by a list that is out of date: then it is read again."""
@@ -248,7 +260,8 @@ class Upstream:
             reading = replace(call, profile=files.reading_profile(self.profile), idempotency_key=None)
             outcome = await self._run(reading, work)
             if outcome.result is Result.OK:
-                return replace(outcome, value=Said(files.contents(wanted.name, path, memory), 0))
+                found = Said(files.contents(wanted.name, path, memory), 0)
+                return Screen(reading, self._known).outcome(replace(outcome, value=found), from_server=True)
         return replace(outcome, reason=Reason.NOT_KNOWN) if outcome.reason is Reason.BAD_REQUEST else outcome
 
     async def _judge(self, client: Client, wanted: Wanted, call: ToolCall) -> Catalogue | Deny:

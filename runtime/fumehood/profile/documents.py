@@ -26,10 +26,13 @@ from fumehood.profile.fields import (
 )
 from fumehood.profile.labels import MAX_LABELS, Called, Cost, LabelsDocument
 from fumehood.profile.network_documents import MAX_CREDENTIALS, CredentialDocument, NetworkDocument
+from fumehood.screening import formats
+from fumehood.screening.known import ISSUED
 
 IMAGE_PATTERN = r"^([a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9._-]{1,128})?|sha256:[0-9a-f]{64})$"
 TOOL_NAME_CHARACTERS = 128
 DISK_UNLIMITED = -1
+REASON_WORDS = 3
 
 
 def _disk(value: object) -> int:
@@ -162,6 +165,56 @@ class ArgumentsDocument(Strict):
     )
 
 
+def _excused(value: object) -> str:
+    tool, *names = value.split("/") if isinstance(value, str) else [""]
+    if value != "*" and (not tool or "*" in tool or any(not name or name == "*" for name in names)):
+        raise expected(f'expected "*", a tool\'s name or "TOOL/argument/member", found {value!r}')
+    return str(value)
+
+
+def _format(value: object) -> str:
+    known = formats.rules()
+    if value == ISSUED:
+        raise expected("expected the name of a format: nobody excuses a credential that was issued here")
+    if not isinstance(value, str) or value not in known:
+        raise expected(f"expected one of {', '.join(sorted(known))}, found {value!r}")
+    return value
+
+
+def _reasoned(value: object) -> str:
+    if not isinstance(value, str) or len(value.split()) < REASON_WORDS:
+        raise expected(f"expected why it is no secret there, in {REASON_WORDS} words or more, found {value!r}")
+    return value
+
+
+class ExcuseDocument(Strict):
+    """A format that is no secret at some place."""
+
+    rule: Annotated[str, BeforeValidator(_format)] = Field(description="The format's name, as the refusal has it.")
+    where: Annotated[str, BeforeValidator(_excused)] = Field(
+        description='A tool, a place in its arguments (TOOL/argument/member, "~1" for a slash), or "*".'
+    )
+    reason: Annotated[str, BeforeValidator(_reasoned)] = Field(description="Why it is none there.")
+
+
+class SecretsDocument(Strict):
+    """What becomes of secrets that are found, and of characters that nobody sees."""
+
+    arguments: Literal["block", "ask", "redact", "allow"] = Field(
+        default="block", description="One in a call's arguments. `allow` is for formats: an issued credential is refused all the same."
+    )
+    bodies: Literal["block", "redact", "allow"] = Field(
+        default="block", description="One in a request that the gate writes a credential into. `allow` as above."
+    )
+    outputs: Literal["redact", "block", "allow"] = Field(
+        default="redact", description="One in a result or a stream. `allow` as above: an issued credential is removed all the same."
+    )
+    hidden: Literal["mark", "block", "allow"] = Field(default="mark", description="Hidden characters in what a server says.")
+    allow: tuple[ExcuseDocument, ...] = Field(
+        default=(), strict=False, max_length=64, description="Formats that are no secrets at some place, each with the reason."
+    )
+
+
 class SessionDocument(Strict):
     """How long the box of a session is kept."""
 
@@ -198,6 +251,7 @@ class ProfileDocument(Strict):
     prompts: Allow = Field(default=Allow(), description="Prompts that may be fetched.")
     completion: bool = Field(default=False, description="May arguments of allowed prompts and templates be completed?")
     arguments: ArgumentsDocument = Field(default=ArgumentsDocument(), description="Bounds of a call's arguments.")
+    secrets: SecretsDocument = Field(default=SecretsDocument(), description="What becomes of secrets that are found.")
     ask: AskDocument = Field(default=AskDocument())
     session: SessionDocument = Field(default=SessionDocument(), description="For `scope: session`.")
     pool: PoolDocument = Field(default=PoolDocument())

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from fumehood.model import ArgumentBounds, CommitMode, Oversize, Profile, Scope, UserNamespace, WorkspaceMode
+from fumehood.model import (
+    ArgumentBounds,
+    CommitMode,
+    OnHidden,
+    OnSecret,
+    Oversize,
+    Profile,
+    Scope,
+    UserNamespace,
+    WorkspaceMode,
+)
 from fumehood.profile.explain_labels import said_of_labels, shown_labels
 from fumehood.profile.explain_network import said_of_network, shown_credentials, shown_network
 from fumehood.profile.units import duration_text, size_text
@@ -107,6 +117,7 @@ def _what_may_be_called(value: Profile) -> list[str]:
         lines.append("Clients can have arguments of these prompts and resource templates completed.")
     if value.tools is None or value.tools:
         lines.append(_arguments(value.arguments))
+    lines += _secrets(value)
     asked = (("its user", value.ask.elicitation), ("its model", value.ask.sampling), ("its roots", value.ask.roots))
     asks = [name for name, may in asked if may]
     if asks:
@@ -125,6 +136,40 @@ def _arguments(bounds: ArgumentBounds) -> str:
         return f"Arguments are bounded ({most}), and may hold anything where a tool's schema leaves objects open."
     opened = f", but at {', '.join(bounds.open)}" if bounds.open else ""
     return f"Arguments are bounded ({most}), and hold nothing that the tool's schema does not describe{opened}."
+
+
+def _secrets(value: Profile) -> list[str]:
+    """What becomes of secrets that are found."""
+    secrets = value.secrets
+    refused = {
+        OnSecret.BLOCK: "Calls with a secret in their arguments are refused",
+        OnSecret.ASK: "Calls with a secret in their arguments need an approval",
+        OnSecret.REDACT: "Secrets in arguments are removed before a call is judged",
+        OnSecret.ALLOW: "Arguments may hold known formats of secrets, but no issued credential",
+    }[secrets.arguments]
+    out = {
+        OnSecret.BLOCK: "a result with one is not given",
+        OnSecret.REDACT: "those in results are replaced by a marker",
+        OnSecret.ALLOW: "of results only issued credentials are removed",
+    }[secrets.outputs]
+    lines = [f"{refused}; {out}."]
+    if any(rule.credential is not None for rule in value.network.rules):
+        lines.append(
+            {
+                OnSecret.BLOCK: "A request that a credential is written into is refused if another secret is in it.",
+                OnSecret.REDACT: "Other secrets are blanked out of requests that a credential is written into.",
+                OnSecret.ALLOW: "Requests that a credential is written into may hold known formats of secrets.",
+            }[secrets.bodies]
+        )
+    lines.append(
+        {
+            OnHidden.MARK: "Hidden characters in what it says are written out.",
+            OnHidden.BLOCK: "A result with hidden characters is not given.",
+            OnHidden.ALLOW: "It may say what nobody sees, in hidden characters.",
+        }[secrets.hidden]
+    )
+    lines += [f"A {each.rule} at {each.where} is taken for none: {each.reason}" for each in secrets.allow]
+    return lines
 
 
 def _files(value: Profile) -> list[str]:
@@ -196,6 +241,13 @@ def _asked_and_asking(value: Profile) -> dict[str, Any]:
             "depth": value.arguments.depth,
             "values": value.arguments.values,
             "open": list(value.arguments.open),
+        },
+        "secrets": {
+            "arguments": value.secrets.arguments.value,
+            "bodies": value.secrets.bodies.value,
+            "outputs": value.secrets.outputs.value,
+            "hidden": value.secrets.hidden.value,
+            "allow": [{"rule": each.rule, "where": each.where, "reason": each.reason} for each in value.secrets.allow],
         },
         "ask": {
             "elicitation": value.ask.elicitation,

@@ -29,8 +29,11 @@ from fumehood.model import (
     ArgumentTest,
     Ask,
     CommitMode,
+    Excuse,
     Filesystem,
     Limits,
+    OnHidden,
+    OnSecret,
     Oversize,
     Pool,
     Profile,
@@ -38,6 +41,7 @@ from fumehood.model import (
     Scope,
     SeccompPolicy,
     SeccompRule,
+    Secrets,
     SessionLife,
     UserNamespace,
     WorkspaceMode,
@@ -61,8 +65,8 @@ _HERE = Path(__file__).parent
 _FIELDS: dict[type, set[str]] = {
     kind: {each.name for each in fields(kind)}
     for kind in (
-        Profile, ArgumentBounds, Ask, SessionLife, Pool, Limits, Filesystem, ReadOnlyMount, SeccompPolicy, SeccompRule, ArgumentTest,
-        Network, NetworkLimits, EgressRule, CredentialUse,
+        Profile, ArgumentBounds, Secrets, Excuse, Ask, SessionLife, Pool, Limits, Filesystem, ReadOnlyMount, SeccompPolicy,
+        SeccompRule, ArgumentTest, Network, NetworkLimits, EgressRule, CredentialUse,
     )
 }  # fmt: skip
 Kind = TypeVar("Kind")
@@ -75,7 +79,8 @@ def code_digest(sources: Iterable[Path]) -> str:
 
 
 # Taken when this module is imported, before those that parse: an upgrade meanwhile must not sign the old code's work.
-_CODE = code_digest((*_HERE.glob("*.py"), _HERE.parent / "model.py", _HERE.parent / "reach.py"))
+_OTHERS = ("model.py", "reach.py", "screening/formats.json")
+_CODE = code_digest((*_HERE.glob("*.py"), *(_HERE.parent / name for name in _OTHERS)))
 
 
 def recall(kept: Path, asked: str, folders: Sequence[Path], uid: int) -> Profile | None:
@@ -117,6 +122,7 @@ def encoded(profile: Profile) -> dict[str, Any]:
         **{name: getattr(profile, name) for name in _FIELDS[Profile]},
         **{kind: _listed(getattr(profile, kind)) for kind in ("tools", "resources", "prompts")},
         "arguments": asdict(profile.arguments),
+        "secrets": asdict(profile.secrets),
         "ask": asdict(profile.ask),
         "session": asdict(profile.session),
         "pool": asdict(profile.pool),
@@ -143,6 +149,7 @@ def decoded(stored: object) -> Profile:
         prompts=_names(has["prompts"]),
         completion=_as(bool, has["completion"]),
         arguments=_arguments(has["arguments"]),
+        secrets=_secrets(has["secrets"]),
         ask=_ask(has["ask"]),
         session=_session(has["session"]),
         pool=_pool(has["pool"]),
@@ -184,6 +191,20 @@ def _arguments(stored: object) -> ArgumentBounds:
         depth=_as(int, has["depth"]),
         values=_as(int, has["values"]),
         open=_texts(has["open"]),
+    )
+
+
+def _secrets(stored: object) -> Secrets:
+    has = _map_of(Secrets, stored)
+    excuses = [_map_of(Excuse, each) for each in _as(list, has["allow"])]
+    return Secrets(
+        arguments=OnSecret(has["arguments"]),
+        bodies=OnSecret(has["bodies"]),
+        outputs=OnSecret(has["outputs"]),
+        hidden=OnHidden(has["hidden"]),
+        allow=tuple(
+            Excuse(rule=_as(str, each["rule"]), where=_as(str, each["where"]), reason=_as(str, each["reason"])) for each in excuses
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fumehood.model import CommitMode, Profile, Scope, UserNamespace, WorkspaceMode
-from fumehood.profile import lint_network
+from fumehood.profile import lint_network, lint_secrets
 from fumehood.profile.loader import Loaded
 from fumehood.profile.problems import Problem
 from fumehood.profile.source import Path
@@ -62,6 +62,7 @@ def _widening(parent: Profile, child: Profile) -> Iterator[Finding]:
     yield from _widening_names(parent, child, more)
     yield from _widening_limits(parent, child, more)
     yield from _widening_files(parent, child, more)
+    yield from lint_secrets.widening(parent, child, more)
     yield from lint_network.widening(parent, child, more)
     yield from _widening_labels(parent, child, more)
     risks = sorted(set(child.accept_risk) - set(parent.accept_risk))
@@ -171,6 +172,7 @@ def _without_effect(loaded: Loaded) -> Iterator[Finding]:
     if "limits" in own.network.model_fields_set and not value.network.rules:
         yield ("network", "limits"), "has no effect: without `network.egress` there is no gate"
     yield from lint_network.without_effect(value)
+    yield from lint_secrets.without_effect(value)
 
 
 def _regretted(value: Profile) -> Iterator[Finding]:
@@ -187,6 +189,7 @@ def _regretted(value: Profile) -> Iterator[Finding]:
         for pattern in (".git/hooks", ".git/config"):
             if pattern not in value.filesystem.protect:
                 yield ("filesystem", "protect"), f"leaves out {pattern}, from which git runs commands on the host"
+    yield from lint_secrets.regretted(value)
     for name, text in value.environment:
         yield from _regretted_variable(name, text)
     if value.seccomp.name != "default":

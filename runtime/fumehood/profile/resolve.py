@@ -14,14 +14,18 @@ from fumehood.model import (
     ArgumentBounds,
     Ask,
     CommitMode,
+    Excuse,
     Filesystem,
     Limits,
+    OnHidden,
+    OnSecret,
     Oversize,
     Pool,
     Profile,
     ReadOnlyMount,
     Scope,
     SeccompPolicy,
+    Secrets,
     SessionLife,
     UserNamespace,
     WorkspaceMode,
@@ -41,7 +45,7 @@ _BOX = (
     "devices", "user_namespace", "accept_risk",
 )  # fmt: skip
 _BOX_LIMITS = ("cpu", "memory", "pids", "output", "disk", "open_files")
-_OVERLAID = ("limits", "filesystem", "tools", "resources", "prompts", "network", "arguments", "ask", "session", "pool")
+_OVERLAID = ("limits", "filesystem", "tools", "resources", "prompts", "network", "arguments", "secrets", "ask", "session", "pool")
 
 
 def merge(parent: ProfileDocument, child: ProfileDocument) -> ProfileDocument:
@@ -172,6 +176,13 @@ def profile(name: str, document: ProfileDocument, seccomp: SeccompPolicy) -> Pro
             depth=document.arguments.depth,
             values=document.arguments.values,
             open=document.arguments.open,
+        ),
+        secrets=Secrets(
+            arguments=OnSecret(document.secrets.arguments),
+            bodies=OnSecret(document.secrets.bodies),
+            outputs=OnSecret(document.secrets.outputs),
+            hidden=OnHidden(document.secrets.hidden),
+            allow=tuple(Excuse(rule=each.rule, where=each.where, reason=each.reason) for each in document.secrets.allow),
         ),
         ask=Ask(
             elicitation=document.ask.elicitation,

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fumehood.egress.scrub import Scrubber, Spellings, forms
+from fumehood.egress.scrub import Scrubber
+from fumehood.screening.spellings import Spellings, forms
 
 SECRET = 'ghs_S3cret/+0123456789abc"def'  # noqa: S105 - a canary
 PLACEHOLDER = b"fumehood0abcdefghij"

@@ -416,6 +416,12 @@ _PROFILE = st.builds(
     seccomp=st.builds(
         model.SeccompPolicy, name=_TEXT, default_errno=st.none() | _COUNT, rules=st.lists(_RULE, max_size=2).map(tuple)
     ),
+    secrets=st.builds(
+        model.Secrets,
+        arguments=st.sampled_from(model.OnSecret), bodies=st.sampled_from(model.OnSecret), outputs=st.sampled_from(model.OnSecret),
+        hidden=st.sampled_from(model.OnHidden),
+        allow=st.lists(st.builds(model.Excuse, rule=_TEXT, where=_TEXT, reason=_TEXT), max_size=2).map(tuple),
+    ),
     environment=st.lists(st.tuples(_TEXT, _TEXT), max_size=2).map(tuple),
     user_namespace=st.sampled_from(model.UserNamespace), accept_risk=_TEXTS,
     network=st.builds(reach.Network, rules=st.lists(_EGRESS, max_size=2).map(tuple), limits=_NETWORK_LIMITS),
