@@ -54,6 +54,28 @@ def test_policies_allow_ask_and_deny_each_call_by_its_arguments(lab: Lab, engine
     assert not (workspace / "here").exists()
 
 
+BELOW = """
+@id("below") permit (principal, action == Action::"call", resource == Tool::"one/one")
+when { context.path.hasTag("write") && context.path.getTag("write") like "/workspace/src/*" };
+@id("lists") permit (principal, action == Action::"call", resource == Server::"one");
+"""
+DISGUISES = [
+    "src/../escaped", "/workspace/src/../escaped", "src/%2e%2e/escaped", "src/..%2fescaped", "src\\\\..\\\\escaped", "/workspace/../etc/passwd",
+    "src/\uff0e\uff0e/escaped", "src\uff0fescaped", "src/./../escaped", "src//../escaped", "src/..", "src/a\u202eb", "~/src/a", "file:///workspace/src/a",
+]
+
+
+def test_a_path_in_disguise_is_not_below_what_is_permitted(lab: Lab, engine: str) -> None:
+    one, workspace = napping(lab, "one", engine=engine)
+    (workspace / "src").mkdir()
+    with live_gateway(lab, configure(lab, f"{{servers: {{{one}}}}}", policies(lab, BELOW))) as gateway:
+        assert gateway.call("one", write="src/honest")["content"][0]["text"] == "one"
+        for disguise in DISGUISES:
+            assert ended(gateway.call("one", write=disguise)) == ("policy_denied", "policy"), disguise
+        assert gateway.end() == 0
+    assert sorted(path.name for path in workspace.rglob("*") if path.is_file()) == ["honest", "napper.py"]
+
+
 def test_a_broken_policy_at_reload_leaves_the_last_good_set_in_force_and_says_so(lab: Lab, engine: str) -> None:
     one, _ = napping(lab, "one", engine=engine)
     configured = f"{{servers: {{{one}}}}}"

@@ -31,7 +31,7 @@ def explain(
     sender: Annotated[str | None, typer.Option(help="Who asks, as records have it: http:NAME. Default: you.")] = None,
     group: Annotated[list[str] | None, typer.Option(help="A group that the sender is in.")] = None,
     argument: Annotated[list[str] | None, typer.Option(metavar="NAME=JSON", help="An argument.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="A label of the call's profile: untrusted, private, external.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="untrusted, private, external; added to the profile's.")] = None,
     taint: Annotated[list[str] | None, typer.Option(help="What the conversation holds: untrusted, private.")] = None,
     done: Annotated[list[str] | None, typer.Option(metavar="SERVER/TOOL", help="What has ended well before.")] = None,
     files: Annotated[list[Path] | None, typer.Option("--file", help="Policies instead of those of the configuration.")] = None,
@@ -50,7 +50,7 @@ def explain(
         asked = replace(_recorded(task, os.getuid()), arguments=arguments)
     else:
         case = _asked_case(call or "", sender, group or (), label or (), taint or (), done or ())
-        asked = replace(case, arguments=arguments)
+        asked = replace(_configured(case, config), arguments=arguments)
     ruling = rule_on(policy.rules, asked)
     found = flips(policy.rules, asked)
     said = {
@@ -126,6 +126,21 @@ def _asked_case(
         sender=who, resource=Named("Tool", call, server), profile=server, owner=uid, at_s=time.time(), labels=frozenset(labels),
         conversation=known_of,
     )  # fmt: skip
+
+
+def _configured(asked: Asked, config: str | None) -> Asked:
+    """The question with what the profile of a configured server says of the tool. Raises FumehoodError."""
+    from fumehood import config as configuration
+    from fumehood.policies.labels import labels_in
+    from fumehood.profile import load, search_folders
+
+    found = configuration.load(config, os.environ, os.getuid())
+    server, _, tool = asked.resource.id.partition("/")
+    for each in () if found.gateway is None else found.gateway.servers:
+        if each.name == server:
+            profile = load(each.profile, search_folders(found.profile_folders, os.environ), os.getuid())
+            return replace(asked, profile=profile.name, scope=profile.scope.value, labels=asked.labels | labels_in(profile, tool))
+    return asked
 
 
 def _recorded(task: str, owner: int) -> Asked:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from fumehood.model import ToolCall
+from fumehood.model import Profile, ToolCall
 
 
 def labels_of(call: ToolCall) -> frozenset[str]:
+    """The labels of a call."""
+    return labels_in(call.profile, call.named)
+
+
+def labels_in(profile: Profile, named: str | None) -> frozenset[str]:
     """The labels of what is called, of `*`, and of every egress rule, any of which its box may use."""
-    named = [labels for name, labels in call.profile.labels if name in ("*", call.named)]
-    reached = [rule.labels for rule in call.profile.network.rules]
-    return frozenset(label for labels in (*named, *reached) for label in labels)
+    said = [labels for name, labels in profile.labels if name in ("*", named)]
+    reached = [rule.labels for rule in profile.network.rules]
+    return frozenset(label for labels in (*said, *reached) for label in labels)

@@ -150,3 +150,13 @@ def test_a_pattern_that_matches_nothing_is_an_error(folder: Path) -> None:
     (folder / "git.cedar").unlink()
     done = CliRunner().invoke(tree("policy"), ["policy", "check"])
     assert "nothing matches" in str(done.exception)
+
+
+def test_a_configured_servers_labels_are_part_of_the_question(folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "web.yaml", "image: python\ntools: {allow: '*'}\nlabels: {send: {effect: external}}\n")
+    file = tmp_path / "fumehood.yaml"
+    write(file, file.read_text() + f"gateway: {{servers: {{web: {{profile: {tmp_path}/web.yaml, command: [x]}}}}}}\n")
+    found = said("explain", "web/send", "--taint", "untrusted", "--taint", "private")
+    assert (found["decision"], found["rules"][0]["id"]) == ("ask", "taint")
+    assert said("explain", "web/other", "--taint", "untrusted", "--taint", "private")["decision"] == "allow"
+    assert folder.is_dir()

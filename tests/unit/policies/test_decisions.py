@@ -16,7 +16,7 @@ from fumehood.model import Decision, Deny, Image, Sender, ToolCall, Verdict, Ver
 from fumehood.permission import Need
 from fumehood.policies.cedar import PolicyError, Source
 from fumehood.policies.config import PolicyConfig
-from fumehood.policies.known import Booked, Conversation
+from fumehood.policies.known import Booked, Conversation, Spent
 from fumehood.policies.policy import Policy, Texts, checked, made
 from fumehood.reasons import Reason
 
@@ -195,3 +195,26 @@ def test_of_many_policies_the_one_that_decides_is_named(number: int) -> None:
     found = judged(of(PERMIT, "\n".join(each)), a_call(tool=f"t{number}"))
     assert isinstance(found, Deny)
     assert found.rule == f"policy.n{number}"
+
+
+@pytest.mark.parametrize(
+    ("texts", "spent", "wanted"),
+    [
+        ([PERMIT], Spent(budget="few", ask=False, free_at_s=3600.5), "budget_exceeded policy.budgets.few"),
+        ([PERMIT], Spent(budget="few", ask=True, free_at_s=None), "ask policy.budgets.few"),
+        (['permit (principal, action == Action::"call", resource);'], Spent(budget="few", ask=True, free_at_s=None), "budget_exceeded policy.budgets.few"),
+        ([ASK], Spent(budget="few", ask=True, free_at_s=None), "ask policy.0.1"),
+        ([PERMIT, '@id("no") forbid (principal, action, resource);'], Spent(budget="few", ask=False, free_at_s=None), "policy_denied policy.no"),
+        (['forbid (principal, action == Action::"call", resource == Tool::"a/b");'], Spent(budget="few", ask=False, free_at_s=None), "policy_denied policy"),
+    ],
+)
+def test_a_budget_that_is_used_up_denies_or_asks_and_never_permits(texts: list[str], spent: Spent, wanted: str) -> None:
+    verified = Verified(call=a_call(), image=Image(name="python", digest="sha256:" + "2" * 64, docker_id=None))
+    found = policy.evaluate(verified, of(*texts), Booked(spent=(spent,)), owner_uid=0, now_s=1.0)
+    if isinstance(found, Deny):
+        assert f"{found.reason.value} {found.rule}" == wanted
+        assert found.reason is not Reason.BUDGET_EXCEEDED or spent.free_at_s is None or "1970-01-01T01:00:01Z" in found.detail
+    else:
+        assert f"{found.decision.value} {found.rule}" == wanted
+        assert "the budget few is used up" in found.why
+        assert not found.need.requester
