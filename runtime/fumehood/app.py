@@ -22,6 +22,7 @@ from fumehood.launch import Processes
 from fumehood.model import Sender, task_id
 from fumehood.outward_config import Given
 from fumehood.ports import Approvals, Ledger, Outward, Ports, Tell
+from fumehood.settings import Settings
 
 
 class SystemClock:
@@ -56,6 +57,7 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
     async with asking(processes.ledger) as ledger, asking(processes.privileged) as broker_asker, AsyncExitStack() as stack:
         broker = BrokerClient(broker_asker)
         keeper = LedgerClient(ledger, clock)
+        tell = await stack.enter_async_context(_telling(processes.outward, keeper, clock))
         ports = Ports(
             broker=broker,
             ledger=keeper,
@@ -63,11 +65,8 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
             clock=clock,
             owner_uid=settings.caller_uid,
             outward=outward_of(processes.outward),
-            approvals=Approvals(
-                approvers=frozenset(name for name, _, _ in settings.approvers), wait_s=settings.approval_wait_s,
-                expire_s=settings.approval_expire_s, tell=await stack.enter_async_context(_telling(processes.outward, keeper, clock)),
-            ),
-        )  # fmt: skip
+            approvals=_approvals(settings, tell),
+        )
         async with _ended_by_operators(broker, ports.halting), sweeping(ports.ledger, ports.outward.providers):
             yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))
 
@@ -87,6 +86,19 @@ async def _ended_by_operators(broker: BrokerClient, halting: Halting) -> AsyncIt
         tasks.start_soon(listen)
         yield
         tasks.cancel_scope.cancel()
+
+
+def _approvals(settings: Settings, tell: Tell) -> Approvals:
+    """How this runtime asks people."""
+    return Approvals(
+        approvers=frozenset(name for name, _, _ in settings.approvers),
+        wait_s=settings.approval_wait_s,
+        expire_s=settings.approval_expire_s,
+        keys={name: value for name, kind, value in settings.approvers if kind == "key"},
+        audience=settings.approval_audience,
+        callback=settings.approval_callback,
+        tell=tell,
+    )
 
 
 @asynccontextmanager
