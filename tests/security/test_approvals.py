@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -37,8 +38,10 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(autouse=True)
 def _nothing_left(lab: Lab) -> Iterator[None]:
-    for row in waiting_now(lab):
-        lab.fumehood("approvals", "deny", row["id"])
+    if (database := lab.state / "ledger" / "ledger.db").exists():
+        with sqlite3.connect(database) as connection:  # what a test left is not the next one's
+            connection.execute("UPDATE approvals SET state = 'withdrawn', decided_at = 1.0 WHERE state IN ('open', 'approved', 'denied')")
+    (lab.folder / "gateway.yaml").unlink(missing_ok=True)
     yield
     assert lab.left() == []
 
@@ -321,8 +324,6 @@ def test_one_sender_cannot_flood_the_queue(lab: Lab) -> None:
             full = [row for row in lab.fumehood("tasks", "--json", "--result", "refused").said if row["reason"] == "approvals_full"]
         assert len(numbers) == 17
         assert gateway.end() == 0
-    for row in waiting_now(lab):
-        lab.fumehood("approvals", "deny", row["id"])
 
 
 def test_after_its_expiry_nobody_approves_it(lab: Lab) -> None:
