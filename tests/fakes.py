@@ -73,6 +73,7 @@ class FakeClock:
     """Time that stands still until it is moved."""
 
     now_s: float = 1_000_000.0
+    answers: list[str] = field(default_factory=list)
 
     def wall_s(self) -> float:
         return self.now_s
@@ -201,6 +202,11 @@ class FakeLedger:
     async def approval_withdraw(self, approval: str, task: str) -> None:
         self._check()
         approvals.withdraw(self.pins, approval, task, runtime_id="fake", at_s=self.now_s)
+
+    async def approval_answer(self, text: str) -> Waiting:
+        self._check()
+        self.answers.append(text)
+        raise Refused(Deny(reason=Reason.ANSWER_UNFIT, rule="approval.answer", detail="this ledger takes none"))
 
     async def approval_told(self, approval: str, task: str, told: str) -> None:
         self._check()

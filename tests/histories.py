@@ -18,7 +18,7 @@ from fumehood.lifecycle import State
 from fumehood.store.database import FILE, opened
 from ledgers import Running, running
 
-STEPS = [state for state in State if state not in {State.OPEN, State.PARKED, State.CLOSED}]
+STEPS = [state for state in State if state not in {State.OPEN, State.WAITING, State.PARKED, State.CLOSED}]
 FACTS: dict[State, dict[str, Any]] = {
     State.VERIFIED: {"image_digest": "sha256:aa"},
     State.DECIDED: {"decision": "allow", "rule": "owner"},

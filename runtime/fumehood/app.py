@@ -25,6 +25,7 @@ from fumehood.outward_config import Given
 from fumehood.ports import Approvals, Ledger, Outward, Ports, Tell
 from fumehood.screening.known import KnownSecrets
 from fumehood.screening.spellings import MIN_BYTES
+from fumehood.settings import Settings
 
 _log = logging.getLogger("fumehood")
 
@@ -61,6 +62,7 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
     async with asking(processes.ledger) as ledger, asking(processes.privileged) as broker_asker, AsyncExitStack() as stack:
         broker = BrokerClient(broker_asker)
         keeper = LedgerClient(ledger, clock)
+        tell = await stack.enter_async_context(_telling(processes.outward, keeper, clock))
         ports = Ports(
             broker=broker,
             ledger=keeper,
@@ -69,12 +71,9 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
             owner_uid=settings.caller_uid,
             outward=outward_of(processes.outward),
             policies=processes.policies,
-            approvals=Approvals(
-                approvers=frozenset(name for name, _, _ in settings.approvers), wait_s=settings.approval_wait_s,
-                expire_s=settings.approval_expire_s, tell=await stack.enter_async_context(_telling(processes.outward, keeper, clock)),
-            ),
+            approvals=_approvals(settings, tell),
             known=known_of(processes.outward),
-        )  # fmt: skip
+        )
         async with _ended_by_operators(broker, ports.halting), sweeping(ports.ledger, ports.outward.providers):
             yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))
 
@@ -94,6 +93,19 @@ async def _ended_by_operators(broker: BrokerClient, halting: Halting) -> AsyncIt
         tasks.start_soon(listen)
         yield
         tasks.cancel_scope.cancel()
+
+
+def _approvals(settings: Settings, tell: Tell) -> Approvals:
+    """How this runtime asks people."""
+    return Approvals(
+        approvers=frozenset(name for name, _, _ in settings.approvers),
+        wait_s=settings.approval_wait_s,
+        expire_s=settings.approval_expire_s,
+        keys={name: value for name, kind, value in settings.approvers if kind == "key"},
+        audience=settings.approval_audience,
+        callback=settings.approval_callback,
+        tell=tell,
+    )
 
 
 @asynccontextmanager

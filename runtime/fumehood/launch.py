@@ -125,6 +125,7 @@ def _approving(found: config.Config, uid: int, name: str) -> dict[str, Any]:
     return {
         "approvers": said.approvers or ((name, "uid", str(uid)),),
         "approval_audience": said.audience,
+        "approval_callback": said.callback,
         "own_approvals": said.own,
         "approval_wait_s": said.wait_s,
         "approval_expire_s": said.expire_s,

@@ -269,6 +269,10 @@ class Ledger(Protocol):
         """Take the request back. Raises `Refused` when it is decided."""
         ...
 
+    async def approval_answer(self, text: str) -> Waiting:
+        """Take an approver's signed answer, which the ledger itself verifies. Raises `Refused`."""
+        ...
+
     async def approval_told(self, approval: str, task: str, told: str) -> None:
         """Note what became of telling approvers."""
         ...
@@ -518,12 +522,16 @@ Tell = Callable[[Mapping[str, Any], str], None]
 class Approvals:
     """How this runtime asks people: who may approve, how long a request is held open, and how long it can be approved.
 
+    `keys` are those approvers who sign (a JWK's `x` by name), `callback` the HTTP path that takes what they signed for `audience`.
     `tell` has approvers told of a new one (its fields, the task that asked), and does not wait for it.
     """
 
     approvers: frozenset[str] = frozenset()
     wait_s: float = 50.0
     expire_s: float = 3600.0
+    keys: Mapping[str, str] = field(default_factory=dict)
+    audience: str = "fumehood"
+    callback: str | None = None
     tell: Tell = lambda _fields, _task: None
 
 

@@ -60,6 +60,7 @@ class Settings:
     decides: bool = False
     approvers: tuple[tuple[str, str, str], ...] = ()
     approval_audience: str = "fumehood"
+    approval_callback: str | None = None
     own_approvals: bool = True
     approval_wait_s: float = 50.0
     approval_expire_s: float = 3600.0

@@ -22,7 +22,7 @@ from fumehood.store import records
 from fumehood.store.database import Database
 from ledgers import Running, client
 
-STEPS = [state for state in State if state not in {State.OPEN, State.PARKED, State.CLOSED}]
+STEPS = [state for state in State if state not in {State.OPEN, State.WAITING, State.PARKED, State.CLOSED}]
 _READBACK = {
     "seccomp": "equal", "mounts": [{"at": f"/mount/{number}", "kind": "overlay", "options": "ro,nosuid,nodev"} for number in range(12)],
     "limits": {f"limit{number}": number for number in range(16)}, "capabilities": "none",

@@ -1,9 +1,9 @@
 """`fumehood approvals`: what waits for a person, and what a person says to it; changes of workspaces that wait are among them.
 
-Whoever runs this is an approver by the kernel's word: the owner of the state folder. `approve` shows the whole question and wants a yes
-at a terminal; without one it wants `--yes` and the binding that was looked at, and does not count for what the same account asked for.
-An agent that runs as this user could run this command in a terminal of its own making: where that matters, approvers have keys, and
-answer by `answer` or a callback (docs/approvals.md). No tool in a box can reach the state folder.
+Whoever runs this is an approver by the kernel's word: the owner of the state folder. `approve` shows the whole question and wants a
+yes at a terminal; without one it wants `--yes` and the binding that was looked at, and does not count for what the same account asked
+for. An agent that runs as this user could run this command in a terminal of its own making: where that matters, approvers have keys,
+and answer by `answer` or a callback (docs/approvals.md). No tool in a box can reach the state folder.
 
 All of it runs without the operator's rights; what a caller wrote reaches a terminal as `approval_prompt` shows it.
 """

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -81,7 +81,8 @@ def _run_as_operator(
         import anyio
 
         work = Command(
-            tuple(argv), stdin=0, on_output=None if as_json else _pass_through, put=tuple(puts), get=tuple(gets)
+            tuple(argv), stdin=0, on_output=None if as_json else _pass_through, put=tuple(puts), get=tuple(gets),
+            requester=_Terminal(),
         )
         return anyio.run(_call, processes, work, directory, None if workspace is None else str(workspace.absolute()))
 
@@ -113,6 +114,17 @@ async def _cancel_on_signal(signals: AsyncIterator[signal.Signals], cancel: Call
     async for _ in signals:
         cancel()
         return
+
+
+class _Terminal:
+    """The operator who waits for an approval of a command of their own: Ctrl-C takes it back."""
+
+    withdraws = True
+
+    async def pending(self, waiting: Mapping[str, Any]) -> bool | None:
+        """Say on stderr what it waits for."""
+        sys.stderr.write(f"fumehood: waits for approval: `fumehood approvals show {waiting['id']}`\n")
+        return None
 
 
 def as_object(outcome: Outcome) -> dict[str, Any]:

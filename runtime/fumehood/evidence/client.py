@@ -111,6 +111,10 @@ class LedgerClient:
         """Take the request back. Raises Refused or LedgerGone."""
         await self._ask("approval_withdraw", {"approval": approval, "task": task})
 
+    async def approval_answer(self, text: str) -> Waiting:
+        """Take a signed answer. Raises Refused or LedgerGone."""
+        return _waiting((await self._ask("approval_answer", {"answer": text}))[0])
+
     async def approval_told(self, approval: str, task: str, told: str) -> None:
         """Note what became of telling approvers. Raises Refused or LedgerGone."""
         await self._ask("approval_told", {"approval": approval, "task": task, "told": text(told, NAME_CHARS)})

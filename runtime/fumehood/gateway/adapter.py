@@ -37,7 +37,7 @@ async def serve(gateway: Answering, source: int, sink: int, sender: Sender, proo
     name = secrets.token_hex(16)
     front = _Front()
     try:
-        async with bridge.server(gateway, lambda _ctx: bridge.Party(sender, name), proofs) as server:
+        async with bridge.server(gateway, lambda ctx: front.party(sender, name, ctx), proofs) as server:
             await front.serve(server, source, FrameSink(sink))
     finally:
         with anyio.move_on_after(bridge.ENDED_S, shield=True):
@@ -50,11 +50,17 @@ class _Front:
     def __init__(self) -> None:
         self._under_way: set[frames.Id] = set()
         self._asked: set[frames.Id] = set()
+        self._cancelled: dict[frames.Id, list[bool]] = {}
         self._initialized = False
         self._dropped = 0
         # The SDK's answers, and those that it never sees the request of.
         self._out: MemoryObjectSendStream[SessionMessage]
         self._out, self._outgoing = anyio.create_memory_object_stream[SessionMessage](0)
+
+    def party(self, sender: Sender, connection: str, ctx: bridge.Context) -> bridge.Party:
+        """Who asks one request, which its client may cancel: what that looks like otherwise is a client that hung up."""
+        cancelled = self._cancelled.setdefault(coerce_request_id(ctx.request_id or ""), [])
+        return bridge.Party(sender, connection, withdraws=lambda: bool(cancelled))
 
     async def serve(self, server: Server[Any], source: int, sink: FrameSink) -> None:
         incoming, received = anyio.create_memory_object_stream[SessionMessage | Exception](0)
@@ -115,7 +121,11 @@ class _Front:
         """Whether a notification means anything: a flood of those that mean nothing must not cost a task each."""
         match message.method:
             case "notifications/cancelled":
-                return self._forget((message.params or {}).get("requestId"))
+                number = (message.params or {}).get("requestId")
+                if number is None or not self._forget(number):
+                    return False
+                self._cancelled.pop(coerce_request_id(number), []).append(True)
+                return True
             case "notifications/initialized":
                 first, self._initialized = not self._initialized, True
                 return first
@@ -127,6 +137,11 @@ class _Front:
             return False
         self._under_way.discard(key)
         return True
+
+    def _answered(self, request_id: Any) -> None:
+        """A request is over: its id may come again, for another."""
+        if self._forget(request_id):
+            self._cancelled.pop(coerce_request_id(request_id), None)
 
     def _withdraw(self, notification: mcp_types.JSONRPCNotification) -> None:
         """Expect no answer any more to what we asked and cancelled."""
@@ -150,7 +165,7 @@ class _Front:
                         self._withdraw(message)
                     await sink.send(strict_json.dumps(as_sent(message)))
                     if isinstance(message, mcp_types.JSONRPCResponse | mcp_types.JSONRPCError):
-                        self._forget(message.id)
+                        self._answered(message.id)
         except BrokenPipeError:
             everything.cancel()
 

@@ -52,12 +52,16 @@ _log = logging.getLogger("fumehood")
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """Who asks, by the transport's word. Cancelling `scope` ends the request: its client is gone."""
+    """Who asks, by the transport's word. Cancelling `scope` ends the request: its client is gone.
+
+    `withdraws`: whether the client has sent `notifications/cancelled` for it.
+    """
 
     sender: Sender
     connection: str | None
     proof: Proof | None = None
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    withdraws: Callable[[], bool] = lambda: False
 
 
 Identify = Callable[[Context], Party]
@@ -183,6 +187,7 @@ class _Bridge:
             request_digest=origin.digest,
             proof=origin.proof or party.proof,
             has_left=lambda: party.connection is None or party.scope.cancel_called,
+            withdraws=party.withdraws,
         )
 
     async def _listen(

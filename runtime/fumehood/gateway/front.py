@@ -27,6 +27,7 @@ from fumehood.gateway.exchange import Said
 from fumehood.gateway.kept import KeptResults
 from fumehood.gateway.ongoing import Calls, Ongoing, described
 from fumehood.gateway.peer import Channel, Client
+from fumehood.gateway.pending import Telling, takes_forms
 from fumehood.gateway.pinning import Pinning
 from fumehood.gateway.pool import Pool
 from fumehood.gateway.protocol import (
@@ -250,6 +251,7 @@ class Gateway:
         """Run a call in its request, or apart from it when its client may have to come back for it."""
         ask = upstream.profile.ask
         may_ask = client.era.modern and ask.anything and wanted.kind is not Kind.COMPLETION
+        may_tell = client.era.modern and takes_forms(client.capabilities)
         as_task = client.era.modern and wanted.kind is Kind.TOOL and takes_tasks(client.capabilities)
         call = upstream.call_of(client, wanted)
 
@@ -259,10 +261,15 @@ class Gateway:
                 round_trip=ongoing.ask if ongoing is not None and may_ask else None,
                 on_updated=lambda uri: self._updated(client, uri), on_relisted=lambda: upstream.relisted(client),
             )  # fmt: skip
-            outcome, handle = await upstream.carry(client, wanted, call, relay)
+            requester = Telling(
+                client, channel, relay, round_trip=ongoing.ask if ongoing is not None and may_tell else None,
+                waits=(lambda _: None) if ongoing is None else ongoing.wait_for,
+                withdrawn=lambda: ongoing is not None and ongoing.withdrawn,
+            )  # fmt: skip
+            outcome, handle = await upstream.carry(client, wanted, call, relay, requester)
             return _told(outcome, wanted, upstream, handle, modern=client.era.modern)
 
-        if not may_ask and not as_task and wanted.key is None:
+        if not (may_ask or may_tell or as_task) and wanted.key is None:
             return await carry(None)
         ongoing = Ongoing(client.sender, bound, call.task)
         if wanted.key is not None:
@@ -282,6 +289,7 @@ class Gateway:
         if method == "tasks/update" and not isinstance(params.get("inputResponses"), dict):
             raise GatewayError(INVALID_PARAMS, "Invalid params: inputResponses is needed")
         if call is not None and method == "tasks/cancel":
+            call.withdrawn = True
             call.scope.cancel()
         elif call is not None:
             call.answer(params["inputResponses"])

@@ -26,7 +26,8 @@ from mcp.shared.inbound import NAME_BEARING_METHODS, decode_header_value
 
 from fumehood.gateway import bridge, frames, http_head, strict_json
 from fumehood.gateway.answering import Answering
-from fumehood.gateway.http_head import Claimant, Document, Head, Refusal, Rules
+from fumehood.gateway.callback import MOST_BYTES, Callback
+from fumehood.gateway.http_head import Answered, Claimant, Document, Head, Refusal, Rules
 from fumehood.gateway.proofs import Proofs
 from fumehood.gateway.protocol import (
     HANDSHAKE_VERSIONS,
@@ -77,6 +78,7 @@ class _Exchange:
     sender: Sender
     proof: Proof | None = None
     scopes: list[anyio.CancelScope] = field(default_factory=list)
+    withdrawn: bool = False
 
     def hung_up(self) -> None:
         for scope in self.scopes:
@@ -90,7 +92,8 @@ async def application(gateway: Answering, rules: Rules, proofs: Proofs, ports: P
 
     def identify(ctx: bridge.Context) -> bridge.Party:
         exchange: _Exchange = ctx.request.scope["state"][_EXCHANGE]  # type: ignore[union-attr] # every request has one
-        party = bridge.Party(exchange.sender, bridge.connection_of(ctx).session_id, exchange.proof)
+        session = bridge.connection_of(ctx).session_id
+        party = bridge.Party(exchange.sender, session, exchange.proof, withdraws=lambda: exchange.withdrawn)
         exchange.scopes.append(party.scope)
         return party
 
@@ -124,10 +127,14 @@ class _Door:
         self._sessions = sessions
         self._ports = ports
         self._resource: ResourceServer | None = None
+        self._callback: Callback | None = None
+        if ports is not None and ports.approvals.callback is not None:
+            rules.callback = ports.approvals.callback
+            self._callback = Callback(ports)
         if rules.oauth is not None:
             self._resource_server()  # imported before it is served, and not in somebody's request
         self._busy: Counter[Sender] = Counter()
-        self._under_way: set[tuple[str, str]] = set()
+        self._under_way: dict[tuple[str, str], _Exchange] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -153,6 +160,9 @@ class _Door:
         if isinstance(head, Document):
             await _publish(send, head)
             return
+        if isinstance(head, Answered):
+            await self._take_answer(head, receive, send)
+            return
         if isinstance(head, Claimant):
             head = await self._resource_server().introduce(replace(head, certificate=scope["state"].get(CERTIFICATE)))
         if isinstance(head, Refusal):
@@ -170,6 +180,26 @@ class _Door:
             self._busy[sender] -= 1
             if not self._busy[sender]:
                 del self._busy[sender]
+
+    async def _take_answer(self, head: Answered, receive: Receive, send: Send) -> None:
+        """Give what an approver signed to the ledger; what became of it is told by the status alone."""
+        assert self._callback is not None  # noqa: S101 - only then there is such a path
+        if head.method != "POST":
+            raise _RefusedError(Refusal(405, "POST", ((b"allow", b"POST"),)))
+        with self._callback.one_more() as may:
+            if not may:
+                raise _RefusedError(Refusal(429, "too many answers at once", ((b"retry-after", b"1"),), TOO_MANY_REQUESTS))
+            with anyio.move_on_after(BODY_S) as reading:
+                body = await _body(head, receive, MOST_BYTES)
+            if reading.cancelled_caught:
+                raise _RefusedError(Refusal(408, f"the body took over {BODY_S:.0f} s"))
+            if body is None:
+                return
+            status = await self._callback.take(body)
+        if status != 204:
+            raise _RefusedError(Refusal(status, "the answer cannot be accepted"))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
 
     def _resource_server(self) -> ResourceServer:
         """What judges access tokens by the rules as they are now."""
@@ -206,11 +236,12 @@ class _Door:
             return
         if not modern and session is None:
             self._check_opening(message, head.sender)
-        with self._running(session, message):
+        self._note_cancelled(session, message)
+        with self._running(session, message, exchange):
             await self._inner(scope, _replay(_plain(message), receive), send)
 
     @contextmanager
-    def _running(self, session: str | None, message: frames.Message) -> Iterator[None]:
+    def _running(self, session: str | None, message: frames.Message, exchange: _Exchange) -> Iterator[None]:
         """Hold a request's id in its session for the body. Raises `_RefusedError` when another has it."""
         if not isinstance(message, frames.Request) or session is None:
             yield
@@ -218,11 +249,18 @@ class _Door:
         key = (session, str(message.id))
         if key in self._under_way or key[1] == _STANDING_STREAM:
             raise _RefusedError(Refusal(400, "a request under way has this id"), message.id)
-        self._under_way.add(key)
+        self._under_way[key] = exchange
         try:
             yield
         finally:
-            self._under_way.discard(key)
+            del self._under_way[key]
+
+    def _note_cancelled(self, session: str | None, message: frames.Message) -> None:
+        """Know of a request that is about to be cancelled that its client wanted it so."""
+        if isinstance(message, frames.Notification) and message.method == "notifications/cancelled" and session is not None:
+            cancelled = self._under_way.get((session, str((message.params or {}).get("requestId"))))
+            if cancelled is not None:
+                cancelled.withdrawn = True
 
     def _check_opening(self, message: frames.Message, sender: Sender) -> None:
         """Keep from the SDK what would make it open a session only to close it again, or one too many."""
@@ -267,11 +305,11 @@ def _checked(body: bytes, head: Head, *, modern: bool) -> frames.Message:
     return message
 
 
-async def _body(head: Head, receive: Receive) -> bytes | None:
+async def _body(head: Head | Answered, receive: Receive, most: int = CLIENT_FRAME_BYTES) -> bytes | None:
     """The whole body, or None when the client left. Raises `_RefusedError`."""
-    too_large = Refusal(413, f"a message is over {CLIENT_FRAME_BYTES} bytes")
+    too_large = Refusal(413, f"a message is over {most} bytes")
     length = head.headers.get("content-length", "0")
-    if len(length) > len(str(CLIENT_FRAME_BYTES)) or int(length) > CLIENT_FRAME_BYTES:
+    if len(length) > len(str(most)) or not length.isdecimal() or int(length) > most:
         raise _RefusedError(too_large)
     body = bytearray()
     while True:
@@ -279,7 +317,7 @@ async def _body(head: Head, receive: Receive) -> bytes | None:
         if message["type"] != "http.request":
             return None
         body += message.get("body", b"")
-        if len(body) > CLIENT_FRAME_BYTES:
+        if len(body) > most:
             raise _RefusedError(too_large)
         if not message.get("more_body", False):
             return bytes(body)

@@ -41,7 +41,8 @@ class Rules:
     """What a head is judged by, and what is asked of the message behind it (`envelope`, for `proofs`).
 
     `authenticate` gives the sender of a token, in constant time; `hosts` are names without ports. With `oauth`, whoever has no token
-    that `authenticate` knows is for the resource server to judge. A reload changes them in place: a request is judged by those of the
+    that `authenticate` knows is for the resource server to judge. `callback` is the path where approvers' answers come, which
+    are signed and need no token. A reload changes them in place: a request is judged by those of the
     moment its head is there.
     """
 
@@ -50,6 +51,7 @@ class Rules:
     origins: frozenset[str] = frozenset()
     envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
     oauth: OAuthFront | None = None
+    callback: str | None = None
 
     @property
     def documents(self) -> Mapping[str, bytes]:
@@ -94,6 +96,14 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """A request that brings an approver's signed answer."""
+
+    method: str
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Claimant:
     """A head that passed all but the question whose it is. `certificate` is the digest of what its TLS client showed."""
 
@@ -102,7 +112,7 @@ class Claimant:
     certificate: str | None = None
 
 
-def judge(method: str, path: str, headers: Headers, rules: Rules) -> Head | Refusal | Document | Claimant:
+def judge(method: str, path: str, headers: Headers, rules: Rules) -> Head | Refusal | Document | Answered | Claimant:
     """Let a request in, or say why not, or who is to say."""
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
         return Refusal(431, "the headers are too large")
@@ -116,6 +126,8 @@ def judge(method: str, path: str, headers: Headers, rules: Rules) -> Head | Refu
         return Refusal(421, "this Host is not served here")
     if "origin" in found and found["origin"] not in rules.origins:
         return Refusal(403, "this Origin is not allowed")
+    if path != PATH and path == rules.callback:
+        return Answered(method, found)
     if path != PATH:
         return _document(method, path, rules)
     token = _BEARER.fullmatch(found.get("authorization", ""))

@@ -31,6 +31,7 @@ MAX_ONGOING = 256
 MAX_HELD_BYTES = 64 * 1024
 HAND_OVER_S = 10.0
 TASK_TTL_S = 3600.0
+ROUND_TTL_S = 600.0
 POLL_MS = 500
 
 Carry = Callable[["Ongoing"], Awaitable[dict[str, Any]]]
@@ -40,7 +41,8 @@ Carry = Callable[["Ongoing"], Awaitable[dict[str, Any]]]
 class Ongoing:
     """One call under way. `bound` is what the request was, so that a later round cannot be another request's.
 
-    `goes_on` says whether a call whose request ended unanswered goes on without it.
+    `goes_on` says whether a call whose request ended unanswered goes on without it. `waits` is what it waits for beside answers;
+    then it may end while its client has a form open, whose answer finds out how. `withdrawn`: its client has cancelled the task.
     """
 
     sender: Sender
@@ -54,6 +56,8 @@ class Ongoing:
     error: GatewayError | None = None
     cancelled: bool = False
     is_task: bool = False
+    waits: str = ""
+    withdrawn: bool = False
     goes_on: Callable[[], bool] = lambda: False
     on_change: Callable[[Ongoing], None] = lambda _: None
     _answers: dict[str, Any] = field(default_factory=dict)
@@ -69,9 +73,16 @@ class Ongoing:
         """Put questions to the client, by whatever request of its comes next, and wait for the answers."""
         self._answers, self._answered = {}, anyio.Event()
         self._tell(questions=questions)
-        await self._answered.wait()
-        self._tell(questions=None)
+        try:
+            await self._answered.wait()
+        finally:
+            self._tell(questions=None)
         return self._answers
+
+    def wait_for(self, what: str) -> None:
+        """Say what it waits for."""
+        self.waits = what
+        self._tell(questions=self.questions)
 
     def answer(self, answers: Mapping[str, Any]) -> None:
         """Take answers, in one go or a few at a time; those to nothing that was asked are dropped."""
@@ -113,6 +124,7 @@ class Calls:
 
     async def begin(self, call: Ongoing, carry: Carry, *, patience_s: float | None) -> dict[str, Any]:
         """Start a call and wait for its first turn, or, with `patience_s`, give out a task when that takes longer."""
+        self._prune()
         if self._count >= MAX_ONGOING:
             raise GatewayError(TOO_MANY_REQUESTS, f"{MAX_ONGOING} calls are waiting for answers or to be fetched")
         self._count += 1
@@ -127,6 +139,8 @@ class Calls:
         if call.questions is not None and not answers.keys() >= call.questions.keys():
             raise GatewayError(INVALID_PARAMS, "Invalid params: an answer is missing in inputResponses")
         del self._rounds[handle]
+        if call.is_over:
+            self._count -= 1
         call.answer(answers)
         return await self._next(call, None)
 
@@ -169,11 +183,13 @@ class Calls:
             if not call.is_over:
                 call.cancelled = True
                 call.end(error=GatewayError(INTERNAL_ERROR, "the call was cancelled"))
-            self._rounds = {handle: each for handle, each in self._rounds.items() if each is not call}
-            if not call.is_task:
-                self._count -= 1
-            elif not call.cancelled:
-                await self._hand_over(call)
+            # One that waited for a person may end while its client has a form open: then it comes back for how that was.
+            if not call.waits or call.cancelled or call not in self._rounds.values():
+                self._rounds = {handle: each for handle, each in self._rounds.items() if each is not call}
+                if not call.is_task:
+                    self._count -= 1
+                elif not call.cancelled:
+                    await self._hand_over(call)
 
     async def _hand_over(self, call: Ongoing) -> None:
         """Keep how a task ended where a later process finds it too, and hold it no more."""
@@ -194,6 +210,10 @@ class Calls:
             if call.is_over and now - call.changed_s > TASK_TTL_S:
                 del self._of_task[task]
                 self._count -= 1
+        for handle, call in list(self._rounds.items()):
+            if call.is_over and now - call.changed_s > ROUND_TTL_S:
+                del self._rounds[handle]
+                self._count -= 1
 
 
 def described(call: Ongoing) -> dict[str, Any]:
@@ -212,7 +232,7 @@ def described(call: Ongoing) -> dict[str, Any]:
         return {**shown, "status": "completed" if call.error is None else "failed", **ending(call)}
     if call.questions is not None:
         return {**shown, "status": "input_required", "inputRequests": dict(call.questions)}
-    return shown
+    return {**shown, "statusMessage": call.waits} if call.waits else shown
 
 
 def ending(call: Ongoing) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Client:
     an unguessable name of ours for what lasts between requests: a stdio or unix connection, an older client's HTTP
     session; None where nothing does. `capabilities` are as it declared them. `request_digest` and `proof` are this very request's:
     what it asks, and what it showed of its origin (`proofs.Origin`, or the transport's). `has_left` tells of a request that is over
-    unanswered whether its stream ended, or the client cancelled it.
+    unanswered whether its stream ended, or the client cancelled it; `withdraws` that its client said so, in as many words.
     """
 
     era: Era
@@ -31,6 +31,7 @@ class Client:
     request_digest: str | None = None
     proof: Proof | None = None
     has_left: Callable[[], bool] = field(default=lambda: False, repr=False, compare=False)
+    withdraws: Callable[[], bool] = field(default=lambda: False, repr=False, compare=False)
 
 
 class Channel(Protocol):

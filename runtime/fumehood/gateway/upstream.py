@@ -33,6 +33,7 @@ from fumehood.gateway.sessions import Sessions
 from fumehood.gateway.streamable import Manner, speak
 from fumehood.memory import Memory
 from fumehood.model import Ask, Deny, Kind, Outcome, Oversize, Profile, Result, Scope, Sender, ToolCall, WorkspaceMode
+from fumehood.ports import Requester
 from fumehood.reasons import Reason
 from fumehood.screening.judging import Screen
 from fumehood.screening.known import KnownSecrets
@@ -160,14 +161,16 @@ class Upstream:
         digest = client.request_digest if signed else wanted.digest or client.request_digest
         return replace(call, request_digest=digest, proof=client.proof, idempotency_key=wanted.key)
 
-    async def carry(self, client: Client, wanted: Wanted, call: ToolCall, relay: Relay) -> tuple[Outcome, str | None]:
+    async def carry(
+        self, client: Client, wanted: Wanted, call: ToolCall, relay: Relay, requester: Requester
+    ) -> tuple[Outcome, str | None]:
         """Judge a call and run it: its outcome, and the handle of a session that began with it.
 
         Raises `GatewayError` for a handle of no session.
         """
         wanted, call = self._without_secrets(wanted, call)
         if wanted.kind is Kind.RESOURCE and wanted.name.startswith(WORKSPACE_FILES):
-            return await self._file(wanted, call), None
+            return await self._file(wanted, call, requester), None
         try:
             pinned = await self._judge(client, wanted, call)
             if isinstance(pinned, Deny):
@@ -182,10 +185,10 @@ class Upstream:
             if self.profile.scope is Scope.CALL:
                 ask = self.profile.ask
                 schema = None if tool is None else tool.definition.get("inputSchema")
-                work = self._work(converse, schema, may_ask=ask.anything)
+                work = self._work(converse, schema, may_ask=ask.anything, requester=requester)
                 order = self._order(client, pinned.greeting.era)
                 try:
-                    visit = Visit(partial(converse, greeted=True), repeating.RECALL)
+                    visit = Visit(partial(converse, greeted=True), repeating.RECALL, requester)
                     outcome = await self._fresh(call, order, work, visit)
                 finally:
                     self._pool.fill(order)  # not earlier: what starts now would take this call's processor time
@@ -201,7 +204,7 @@ class Upstream:
             return error.outcome, None
         if session.outcome is not None and session.residence.is_over:
             return session.outcome, None
-        visit = Visit(partial(converse, greeted=True), repeating.RECALL)
+        visit = Visit(partial(converse, greeted=True), repeating.RECALL, requester)
         outcome = await self._run(replace(call, session=session.task), visit)
         return self._told(client, _honest(outcome, wanted, pinned)), handle
 
@@ -228,14 +231,15 @@ class Upstream:
         return Order(key=key, argv=self.served.argv, greet=partial(exchange.awaken, client=facts, era=era))
 
     def _work(
-        self, converse: Callable[[Streams], Awaitable[Any]], schema: Mapping[str, Any] | None = None, *, may_ask: bool = False
-    ) -> Work:
+        self, converse: Callable[[Streams], Awaitable[Any]], schema: Mapping[str, Any] | None = None, *, may_ask: bool = False,
+        requester: Requester | None = None,
+    ) -> Work:  # fmt: skip
         """A conversation with the server: started in a box, or remote; `schema` is that of the tool that is called."""
         if self.profile.upstream is None:
-            return Exchange(self.served.argv, converse, repeating.RECALL)
+            return Exchange(self.served.argv, converse, repeating.RECALL, requester)
         used = next((use.source for use in self.profile.credentials), None)
         manner = Manner(result_bytes=self.profile.limits.result_bytes, credential=used, schema=schema, listens=may_ask)
-        return Call(partial(speak, manner=manner), converse, repeating.RECALL)
+        return Call(partial(speak, manner=manner), converse, repeating.RECALL, requester)
 
     def _spill(self, wanted: Wanted, call: ToolCall) -> Spill | None:
         """Where a long result goes: only a tool's has a place for a link."""
@@ -244,7 +248,7 @@ class Upstream:
         most = min(SPILL_FACTOR * self.profile.limits.result_bytes, SPILL_BYTES)
         return Spill(most, partial(self._kept.keep_result, call.task))
 
-    async def _file(self, wanted: Wanted, call: ToolCall) -> Outcome:
+    async def _file(self, wanted: Wanted, call: ToolCall, requester: Requester) -> Outcome:
         """A file of the workspace, read in a box that runs nothing of the server's."""
         path = files.path_of(wanted.name)
         shown = printable(wanted.name, 80)
@@ -255,7 +259,7 @@ class Upstream:
             detail = f"there is no file {shown!r}"
             return await self._refuse(call, Deny(reason=Reason.NOT_KNOWN, rule="gateway.files", detail=detail))
         with Memory() as memory:
-            work = Command(("true",), get=((path, memory.fd),), get_bytes=self.profile.limits.result_bytes)
+            work = Command(("true",), get=((path, memory.fd),), get_bytes=self.profile.limits.result_bytes, requester=requester)
             # Without its key: reading changes nothing, so it may be done as often as it is asked for.
             reading = replace(call, profile=files.reading_profile(self.profile), idempotency_key=None)
             outcome = await self._run(reading, work)

@@ -5,9 +5,9 @@
 
 Invariants: an approval is for one binding, of one sender; an equal request attaches to it instead of asking again, so a client that
 timed out and a gateway that was started anew lose nothing, and a denial holds until it is out of date; only what is approved and not
-out of date is spent, once, by one open call of that sender's. One word counts for each identity, and a single no ends it. Whoever
-asked is no approver, by whatever name. How many wait is bounded, for one sender and in all. Of what was decided the arguments are
-forgotten; their digest stays.
+out of date is spent, once, by one open call of that sender's. One word counts for each identity, and a single no ends it. The yes of
+whoever asked does not count, by whatever name. How many wait is bounded, for one sender and in all. Of what was decided the arguments
+are forgotten; their digest stays.
 
 A function that refuses (raises `Refused`) has changed nothing.
 """
@@ -122,7 +122,7 @@ def decide(
     approvers = row["need"]["approvers"]
     if approvers is not None and voter.approver not in approvers:
         raise _unfit(f"{voter.approver} is not among those whose approval it needs")
-    if voter.asked_for(row):
+    if approves and voter.asked_for(row):
         raise _unfit(f"{voter.approver} asked for it")
     if any(voter.identity == vote["identity"] or voter.approver == vote["approver"] for vote in row["votes"]):
         raise _unfit(f"{voter.approver} has decided already")

@@ -126,6 +126,8 @@ def test_whoever_asked_does_not_approve_by_key_by_command_or_where_the_operator_
     for own in (replace(OPERATOR, how="command", own_counts=False), replace(OPERATOR, own_counts=False)):
         with refused(Reason.APPROVER_UNFIT):
             decide(conn, row, own)
+    other = ask(conn, begin(conn, proof=Proof(method="jws", key="a" * 43, nonce="n", until_s=9.0)), binding="sha256:y")
+    assert decide(conn, other, ALICE, yes=False) == "denied", "a no is anybody's to say"
     assert decide(conn, row, OPERATOR) == "approved", "a person at a terminal is not the client of the same account"
 
 

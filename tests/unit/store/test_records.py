@@ -19,7 +19,7 @@ from fumehood.store.database import Transaction, opened
 from fumehood.store.queries import Wanted
 from fumehood.store.records import EVENTS_OF_A_TASK, Step
 
-PATH = [state for state in State if state not in {State.OPEN, State.PARKED, State.CLOSED}]
+PATH = [state for state in State if state not in {State.OPEN, State.WAITING, State.PARKED, State.CLOSED}]
 
 
 @pytest.fixture
