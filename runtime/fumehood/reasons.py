@@ -65,7 +65,7 @@ class Reason(StrEnum):
     POLICY_INVALID = "policy_invalid", "the policies are not valid", "Correct what `fumehood policy check` names."
     APPROVAL_UNAVAILABLE = "approval_unavailable", "an approval is needed and nobody can give it", "Change the rule, or name approvers in `approvals` of fumehood.yaml."
     APPROVAL_PENDING = "approval_pending", "the call waits for an approval, and nothing has run", "Send the same request again: it goes on waiting for the same approval."
-    APPROVAL_DENIED = "approval_denied", "an approver said no", "Do not ask again, nor by another way: the answer stays. Ask the approver."
+    APPROVAL_DENIED = "approval_denied", "an approver said no", "Ask the approver."
     APPROVAL_EXPIRED = "approval_expired", "nobody approved the call in time", "Ask again when an approver is there."
     APPROVAL_WITHDRAWN = "approval_withdrawn", "whoever asked for the call took the request back", "Send it again if it is still wanted."
     APPROVALS_FULL = "approvals_full", "as many calls wait for approval as may", "Wait until some are decided: `fumehood approvals list`."

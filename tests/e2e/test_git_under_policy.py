@@ -53,8 +53,9 @@ labels: {issue: {returns: untrusted}, push: {effect: external}}
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def lab() -> Iterator[Lab]:
+    """One a test: what a conversation holds outlives connections."""
     with lab_for("mcp-reference", "git") as made:
         yield made
 
@@ -191,8 +192,8 @@ async def test_log_and_diff_run_commit_asks_and_push_is_denied_after_untrusted_c
         assert issue.meta["fumehood/returns"] == "untrusted"
         refused = await client.call_tool("forge__push", {"branch": "main"})
         told = outcome(refused)
-        assert (told["reason"], told["rule"], told["again"]) == ("policy_denied", "policy.push", "never")
-        assert "will not help" in text(refused)
+        assert (told["reason"], told["rule"], told["again"]) == ("policy_denied", "policy.push", "changed")
+        assert "by another way, is decided alike" in text(refused)
 
     async with world.client(era) as another:  # a new connection launders nothing
         refused = await another.call_tool("forge__push", {})

@@ -50,6 +50,8 @@ from fumehood.gateway.served import Served
 from fumehood.gateway.sessions import Sessions
 from fumehood.gateway.upstream import Refuse, Run, Upstream, Wanted, failed
 from fumehood.model import Kind, Outcome, Oversize
+from fumehood.policies.known import UNTRUSTED
+from fumehood.policies.labels import labels_in
 from fumehood.ports import Ports
 from fumehood.reasons import Reason
 
@@ -380,7 +382,9 @@ def _told(outcome: Outcome, wanted: Wanted, upstream: Upstream, handle: str | No
         told = results.linked(outcome.task, said.long, profile.limits.result_bytes)
     if wanted.kind is Kind.TOOL and (changed := files.links(outcome, profile)):
         told = {**told, "content": [*told["content"], *changed]}
-    return results.finished(told, ours, modern=modern)
+    labels = labels_in(profile, wanted.name if wanted.kind is Kind.TOOL else f"{wanted.kind.value}:{wanted.name}")
+    returns = UNTRUSTED if UNTRUSTED in labels else None
+    return results.finished(told, results.labelled(ours, returns), modern=modern)
 
 
 def _listing(upstream: Upstream) -> Asked:
