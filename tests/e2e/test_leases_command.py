@@ -116,9 +116,12 @@ def wait_until(what: Any, seconds: float = 15.0) -> None:
 
 
 def test_a_call_has_a_role_of_its_own_and_its_record_has_the_proof_that_it_is_gone(lab: Lab, server: PostgresServer, profile: str) -> None:
-    done = lab.python("oci", "import os; print(os.environ['PGPASSWORD'])", profile=profile)
+    # The other way round: as it is, nothing that comes out has it.
+    done = lab.python("oci", "import os; it = os.environ['PGPASSWORD']; print(it[::-1], it)", profile=profile)
     assert done.status == 0, done.stderr
-    password = done.told.strip()
+    turned, removed = done.told.split(maxsplit=1)
+    password = turned[::-1]
+    assert removed.strip() == "[secret removed: issued-credential]"
     assert len(password) == 32
     assert roles(server) == set()
     task = done.said["task"]

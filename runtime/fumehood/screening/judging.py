@@ -59,6 +59,21 @@ def facts(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     return [{"rule": each.rule, "place": each.place, "count": each.count} for each in findings]
 
 
+def recorded(call: ToolCall, known: KnownSecrets) -> ToolCall:
+    """A call as its record may name it, which is opened before anything is judged: no secret in its name or its command."""
+    argv = call.arguments.get("argv") if call.tool is None else None
+    program = argv[:1] if isinstance(argv, list | tuple) else None
+    named = (call.tool, program)
+    (tool, command), findings = redacted(named, known, heard_in(call.profile.secrets, call.profile.secrets.arguments, call.named))
+    return replace(call, tool=tool, arguments={**call.arguments, "argv": command}) if findings else call
+
+
+def told(detail: str, known: KnownSecrets) -> str:
+    """A line of an outcome's, which may quote arguments or what came out, without any secret: nothing excuses one in a record."""
+    line: str = redacted(detail, known, lambda _, __: True)[0]
+    return line
+
+
 class Screen:
     """What one call's texts are held against, and the tally of what was found in what came out of it."""
 

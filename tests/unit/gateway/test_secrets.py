@@ -163,6 +163,17 @@ async def test_a_secret_in_arguments_is_refused_by_place_and_rule_and_starts_not
         assert len(asked.spine.pids) == started
 
 
+async def test_what_is_quoted_or_recorded_of_a_call_that_is_refused_for_something_else_holds_no_secret() -> None:
+    async with opened(resources=None) as asked:
+        result = await asked.say(parts={"not": SECRET})  # type: ignore[arg-type]
+        assert reason(result)[0] == Reason.ARGUMENTS_INVALID
+        assert MARK in result["content"][0]["text"]
+        with pytest.raises(GatewayError):
+            await asked.front.answer(client(), "resources/read", {"uri": f"x://{SECRET}"}, Told())
+        assert SECRET not in repr(asked.spine.ledger.closed)
+        assert [call.tool for call in asked.spine.ledger.calls.values()][-1] == f"x://{MARK}", "the record is opened before it is judged"
+
+
 @pytest.mark.parametrize("spelled", [OURS, base64.b64encode(OURS.encode()).decode(), OURS.replace("+", "%2B").replace("/", "%2F")])
 @pytest.mark.parametrize("setting", [OnSecret.BLOCK, OnSecret.ALLOW])
 async def test_an_issued_credential_in_arguments_is_refused_in_any_spelling_whatever_is_allowed(spelled: str, setting: OnSecret) -> None:
