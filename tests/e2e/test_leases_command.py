@@ -287,7 +287,8 @@ credentials:
 """)
         try:
             profile = lab.profile("all", f"credentials: {{{uses}}}\n")
-            done = lab.python("oci", "import os; print(*(v for n, v in os.environ.items() if 'SECRET_' in n), sep='\\0')", profile=profile)
+            # The other way round: as they are, nothing that comes out has them.
+            done = lab.python("oci", "import os; print(*(v[::-1] for n, v in os.environ.items() if 'SECRET_' in n), sep='\\0')", profile=profile)
             assert done.status == 0, done.stderr
             found = {row["credential"]: row for row in lab.fumehood("task", done.said["task"], "--json").said["leases"]}
         finally:
@@ -296,7 +297,7 @@ credentials:
     assert {name: row["proof"]["gone"] for name, row in found.items()} == {
         "gh": True, "oauth": True, "vault": True, "sts": False, "ssh": False,
     }  # fmt: skip
-    live = done.told.rstrip("\n").split("\0")
+    live = [turned[::-1] for turned in done.told.rstrip("\n").split("\0")]
     assert len(live) == len(kinds)
     at_rest = ledger_files(lab) + done.stderr.encode()
     for canary in (*live, "the-subject", "s&cret", "root-token", "canary-aws", private.decode().split("\n")[3]):
