@@ -34,8 +34,9 @@ def bodies_rule(secrets: Secrets, rule: str) -> OnSecret:
 
 def heard_in(secrets: Secrets, setting: OnSecret, tool: str | None, *, arguments: bool = False) -> Heard:
     """Which findings count where `setting` holds: all that are not excused; of what is allowed, issued credentials alone."""
-    everywhere = {each.rule for each in secrets.allow if each.where in {"*", tool}}
-    below = [(each.rule, each.where.removeprefix(f"{tool}")) for each in secrets.allow if tool and each.where.startswith(f"{tool}/")]
+    own = None if tool is None else tool.replace("~", "~0").replace("/", "~1")
+    everywhere = {each.rule for each in secrets.allow if each.where in {"*", own}}
+    below = [(each.rule, each.where.removeprefix(own)) for each in secrets.allow if own and each.where.startswith(f"{own}/")]
 
     def heard(rule: str, place: str) -> bool:
         if rule == ISSUED:

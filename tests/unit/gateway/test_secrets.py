@@ -133,6 +133,19 @@ async def test_a_repeat_gives_what_was_given_and_the_secret_was_never_kept() -> 
         assert all(SECRET.encode() not in data for data, _ in asked.spine.ledger.kept_bytes.values())
 
 
+async def test_a_file_of_the_workspace_that_is_read_as_a_resource_holds_none_either(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text(f"the key is {SECRET}\n")
+    (tmp_path / "notes.bin").write_bytes(b"\xff\x00 " + SECRET.encode())
+    allowed = frozenset({"workspace:///notes.txt", "workspace:///notes.bin"})
+    async with opened(resources=allowed, workspace="ro") as asked:
+        asked.spine.workspace = tmp_path
+        for name in ("notes.txt", "notes.bin"):
+            (read,) = (await asked.front.answer(client(), "resources/read", {"uri": f"workspace:///{name}"}, Told()))["contents"]
+            assert SECRET not in read.get("text", "")
+            assert SECRET.encode() not in base64.b64decode(read.get("blob", ""))
+            assert MARK in read.get("text", base64.b64decode(read.get("blob", "")).decode())
+
+
 async def test_outputs_block_gives_nothing_of_the_result_and_says_where() -> None:
     async with opened(Secrets(outputs=OnSecret.BLOCK)) as asked:
         result = await asked.say("structured")
