@@ -116,9 +116,12 @@ def wait_until(what: Any, seconds: float = 15.0) -> None:
 
 
 def test_a_call_has_a_role_of_its_own_and_its_record_has_the_proof_that_it_is_gone(lab: Lab, server: PostgresServer, profile: str) -> None:
-    done = lab.python("oci", "import os; print(os.environ['PGPASSWORD'])", profile=profile)
+    # The other way round: as it is, nothing that comes out has it.
+    done = lab.python("oci", "import os; it = os.environ['PGPASSWORD']; print(it[::-1], it)", profile=profile)
     assert done.status == 0, done.stderr
-    password = done.told.strip()
+    turned, removed = done.told.split(maxsplit=1)
+    password = turned[::-1]
+    assert removed.strip() == "[secret removed: issued-credential]"
     assert len(password) == 32
     assert roles(server) == set()
     task = done.said["task"]
@@ -284,7 +287,8 @@ credentials:
 """)
         try:
             profile = lab.profile("all", f"credentials: {{{uses}}}\n")
-            done = lab.python("oci", "import os; print(*(v for n, v in os.environ.items() if 'SECRET_' in n), sep='\\0')", profile=profile)
+            # The other way round: as they are, nothing that comes out has them.
+            done = lab.python("oci", "import os; print(*(v[::-1] for n, v in os.environ.items() if 'SECRET_' in n), sep='\\0')", profile=profile)
             assert done.status == 0, done.stderr
             found = {row["credential"]: row for row in lab.fumehood("task", done.said["task"], "--json").said["leases"]}
         finally:
@@ -293,7 +297,7 @@ credentials:
     assert {name: row["proof"]["gone"] for name, row in found.items()} == {
         "gh": True, "oauth": True, "vault": True, "sts": False, "ssh": False,
     }  # fmt: skip
-    live = done.told.rstrip("\n").split("\0")
+    live = [turned[::-1] for turned in done.told.rstrip("\n").split("\0")]
     assert len(live) == len(kinds)
     at_rest = ledger_files(lab) + done.stderr.encode()
     for canary in (*live, "the-subject", "s&cret", "root-token", "canary-aws", private.decode().split("\n")[3]):

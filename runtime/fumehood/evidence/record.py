@@ -42,7 +42,7 @@ from fumehood.policies.booking import account_of
 from fumehood.policies.policy import Policy
 from fumehood.ports import Opened, Ports
 from fumehood.reasons import Reason
-from fumehood.screening.judging import said
+from fumehood.screening.judging import recorded, said, told
 
 OPEN_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 5.0
@@ -84,6 +84,7 @@ class Log:
         """Be the log of a call whose record does not exist yet."""
         self._call = call
         self._ledger = ports.ledger
+        self._known = ports.known
         self._clock = ports.clock
         self._state = State.OPEN
         self._began_s = self._last_s = ports.clock.monotonic_s()
@@ -167,7 +168,8 @@ class Log:
         reason = Reason.LEDGER_UNAVAILABLE
         with anyio.move_on_after(OPEN_DEADLINE_S):
             try:
-                self._opened = await self._ledger.open(self._call, account_of(self._call, self._policy.config))
+                account = account_of(self._call, self._policy.config)
+                self._opened = await self._ledger.open(recorded(self._call, self._known), account)
             except FumehoodError as error:
                 self._may_be_open = False
                 reason, detail = error.reason, error.detail
@@ -199,6 +201,7 @@ class Log:
         )
         if self._remarks:
             outcome = replace(outcome, detail="; ".join(filter(None, (outcome.detail, *self._remarks))))
+        outcome = replace(outcome, detail=told(outcome.detail, self._known))
         self._state = State.CLOSED
         if self._may_be_open and (problem := await self._close(outcome)):
             _log.error("task %s: its record could not be closed as %s: %s", outcome.task, outcome.result.value, problem)

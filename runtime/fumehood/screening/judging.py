@@ -34,8 +34,9 @@ def bodies_rule(secrets: Secrets, rule: str) -> OnSecret:
 
 def heard_in(secrets: Secrets, setting: OnSecret, tool: str | None, *, arguments: bool = False) -> Heard:
     """Which findings count where `setting` holds: all that are not excused; of what is allowed, issued credentials alone."""
-    everywhere = {each.rule for each in secrets.allow if each.where in {"*", tool}}
-    below = [(each.rule, each.where.removeprefix(f"{tool}")) for each in secrets.allow if tool and each.where.startswith(f"{tool}/")]
+    own = None if tool is None else tool.replace("~", "~0").replace("/", "~1")
+    everywhere = {each.rule for each in secrets.allow if each.where in {"*", own}}
+    below = [(each.rule, each.where.removeprefix(own)) for each in secrets.allow if own and each.where.startswith(f"{own}/")]
 
     def heard(rule: str, place: str) -> bool:
         if rule == ISSUED:
@@ -57,6 +58,21 @@ def said(findings: Iterable[Finding]) -> str:
 def facts(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     """Findings for a record."""
     return [{"rule": each.rule, "place": each.place, "count": each.count} for each in findings]
+
+
+def recorded(call: ToolCall, known: KnownSecrets) -> ToolCall:
+    """A call as its record may name it, which is opened before anything is judged: no secret in its name or its command."""
+    argv = call.arguments.get("argv") if call.tool is None else None
+    program = argv[:1] if isinstance(argv, list | tuple) else None
+    named = (call.tool, program)
+    (tool, command), findings = redacted(named, known, heard_in(call.profile.secrets, call.profile.secrets.arguments, call.named))
+    return replace(call, tool=tool, arguments={**call.arguments, "argv": command}) if findings else call
+
+
+def told(detail: str, known: KnownSecrets) -> str:
+    """A line of an outcome's, which may quote arguments or what came out, without any secret: nothing excuses one in a record."""
+    line: str = redacted(detail, known, lambda _, __: True)[0]
+    return line
 
 
 class Screen:

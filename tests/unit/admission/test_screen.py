@@ -87,6 +87,13 @@ def test_an_excuse_is_for_its_place_and_never_for_what_was_issued(where: str, pl
     assert isinstance(judged(call(place, Secrets(allow=excuses))), Screened) is passes
 
 
+def test_a_tools_name_with_a_slash_is_no_place_in_another() -> None:
+    excuse = Excuse(rule="github-token", where="files/read", reason="an example there")
+    assert isinstance(judged(call({"read": GITHUB}, Secrets(allow=(excuse,)), tool="files")), Screened)
+    assert isinstance(judged(call({"a": GITHUB}, Secrets(allow=(excuse,)), tool="files/read")), Deny)
+    assert isinstance(judged(call({"a": GITHUB}, Secrets(allow=(replace(excuse, where="files~1read"),)), tool="files/read")), Screened)
+
+
 def verdict(decision: Decision, *, asks: bool) -> Verdict:
     found = Screened(call=call({}), image=None, findings=(Finding(rule="github-token", place="/a"),), asks=asks)
     return Verdict(verified=found, decision=decision, rule="policy.owner", why=("because of a rule",))

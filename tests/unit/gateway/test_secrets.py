@@ -133,6 +133,19 @@ async def test_a_repeat_gives_what_was_given_and_the_secret_was_never_kept() -> 
         assert all(SECRET.encode() not in data for data, _ in asked.spine.ledger.kept_bytes.values())
 
 
+async def test_a_file_of_the_workspace_that_is_read_as_a_resource_holds_none_either(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text(f"the key is {SECRET}\n")
+    (tmp_path / "notes.bin").write_bytes(b"\xff\x00 " + SECRET.encode())
+    allowed = frozenset({"workspace:///notes.txt", "workspace:///notes.bin"})
+    async with opened(resources=allowed, workspace="ro") as asked:
+        asked.spine.workspace = tmp_path
+        for name in ("notes.txt", "notes.bin"):
+            (read,) = (await asked.front.answer(client(), "resources/read", {"uri": f"workspace:///{name}"}, Told()))["contents"]
+            assert SECRET not in read.get("text", "")
+            assert SECRET.encode() not in base64.b64decode(read.get("blob", ""))
+            assert MARK in read.get("text", base64.b64decode(read.get("blob", "")).decode())
+
+
 async def test_outputs_block_gives_nothing_of_the_result_and_says_where() -> None:
     async with opened(Secrets(outputs=OnSecret.BLOCK)) as asked:
         result = await asked.say("structured")
@@ -161,6 +174,17 @@ async def test_a_secret_in_arguments_is_refused_by_place_and_rule_and_starts_not
         assert f"github-token at {place}" in result["content"][0]["text"]
         assert SECRET not in json.dumps(result)
         assert len(asked.spine.pids) == started
+
+
+async def test_what_is_quoted_or_recorded_of_a_call_that_is_refused_for_something_else_holds_no_secret() -> None:
+    async with opened(resources=None) as asked:
+        result = await asked.say(parts={"not": SECRET})  # type: ignore[arg-type]
+        assert reason(result)[0] == Reason.ARGUMENTS_INVALID
+        assert MARK in result["content"][0]["text"]
+        with pytest.raises(GatewayError):
+            await asked.front.answer(client(), "resources/read", {"uri": f"x://{SECRET}"}, Told())
+        assert SECRET not in repr(asked.spine.ledger.closed)
+        assert [call.tool for call in asked.spine.ledger.calls.values()][-1] == f"x://{MARK}", "the record is opened before it is judged"
 
 
 @pytest.mark.parametrize("spelled", [OURS, base64.b64encode(OURS.encode()).decode(), OURS.replace("+", "%2B").replace("/", "%2F")])

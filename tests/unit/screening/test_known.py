@@ -68,7 +68,20 @@ def test_a_short_secret_is_not_looked_for_and_none_is_ever_shown() -> None:
     known.enter("a", token("short"))
     assert not has(known, "short")
     known.enter("b", token("long-enough-to-be-found"))
-    assert "long-enough" not in repr(vars(known))
+    assert repr(known) == "<1 known secrets>"
+
+
+def test_a_secret_of_two_leases_is_known_until_the_last_is_gone() -> None:
+    clock = FakeClock()
+    known = KnownSecrets(clock.monotonic_s)
+    for name in ("first", "second", "second"):
+        known.enter(name, token("the-same-for-both"))
+    known.leave("first")
+    clock.advance(AFTER_S + 1)
+    assert has(known, "the-same-for-both")
+    known.leave("second")
+    clock.advance(AFTER_S + 1)
+    assert not has(known, "the-same-for-both")
 
 
 def test_the_privileged_process_has_no_engine_for_patterns() -> None:

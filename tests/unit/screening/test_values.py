@@ -70,6 +70,15 @@ def test_an_issued_credential_is_found_in_every_spelling(spelling: bytes, known:
     assert spelling.decode() not in made["a"]
 
 
+def test_a_secret_of_many_lines_is_found_in_json_within_a_text() -> None:
+    known = KnownSecrets()
+    known.enter_texts("key", ["first line of a key\nsecond line\nthird\u00e9"])
+    for text in (json.dumps({"k": "first line of a key\nsecond line\nthird\u00e9"}), json.dumps({"k": "first line of a key\nsecond line\nthird\u00e9"}, ensure_ascii=False)):
+        made, findings = redacted(text, known, all_heard)
+        assert [each.rule for each in findings] == [ISSUED]
+        assert json.loads(made) == {"k": f"[secret removed: {ISSUED}]"}
+
+
 def test_a_secret_split_over_two_members_is_not_found(known: KnownSecrets) -> None:
     assert found({"a": GITHUB[:20], "b": GITHUB[20:]}, known, all_heard) == (), "as docs/secrets.md says"
 
