@@ -21,6 +21,7 @@ from fumehood.image.store import ImageStore
 from fumehood.launch import Processes
 from fumehood.model import Sender, task_id
 from fumehood.outward_config import Given
+from fumehood.places import Places
 from fumehood.ports import Outward, Ports
 
 
@@ -62,6 +63,7 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
             clock=clock,
             owner_uid=settings.caller_uid,
             outward=outward_of(processes.outward),
+            places=Places(settings.boxes, wait_s=settings.queue_wait_s, most=settings.queue_most, capacity=broker.capacity),
         )
         async with _ended_by_operators(broker, ports.halting), sweeping(ports.ledger, ports.outward.providers):
             yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))

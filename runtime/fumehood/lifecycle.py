@@ -13,6 +13,7 @@ class State(StrEnum):
     DECIDED = "decided"
     GRANTED = "granted"
     PLANNED = "planned"
+    QUEUED = "queued"
     MADE = "made"
     BOUND = "bound"
     RUNNING = "running"
@@ -30,6 +31,7 @@ class Event(StrEnum):
     DECIDE = "decide"
     GRANT = "grant"
     PLAN = "plan"
+    QUEUE = "queue"
     MAKE = "make"
     BIND = "bind"
     START = "start"
@@ -46,7 +48,9 @@ _STRAIGHT = (
     (State.VERIFIED, Event.DECIDE, State.DECIDED),
     (State.DECIDED, Event.GRANT, State.GRANTED),
     (State.GRANTED, Event.PLAN, State.PLANNED),
+    (State.PLANNED, Event.QUEUE, State.QUEUED),  # only where no box was free at once
     (State.PLANNED, Event.MAKE, State.MADE),
+    (State.QUEUED, Event.MAKE, State.MADE),
     (State.MADE, Event.BIND, State.BOUND),
     (State.BOUND, Event.START, State.RUNNING),
     (State.RUNNING, Event.PARK, State.PARKED),

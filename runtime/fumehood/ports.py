@@ -20,6 +20,7 @@ from fumehood.model import (
     ToolCall,
     Usage,
 )
+from fumehood.places import Places
 from fumehood.reach import Secret, Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import Residences, Surveyed
@@ -459,3 +460,4 @@ class Ports:
     residences: Residences = field(default_factory=Residences)
     halting: Halting = field(default_factory=Halting)
     outward: Outward = field(default_factory=Outward)
+    places: Places = field(default_factory=Places)

@@ -19,7 +19,7 @@ GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
     "gateway_config", "gateway_document", "outward_config", "outward_document", "outward_secrets", "shipping", "residence", "accounts",
     "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document", "thumbprint", "oauth_config",
-    "oauth_document", "stopping", "knocking", "halting",
+    "oauth_document", "stopping", "knocking", "halting", "places", "turns",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
@@ -41,8 +41,8 @@ ONLY_UNDER = {
     "rich": {"cli"},
     "ruamel": {"profile", "image", "cli"},
 }
-# The privileged process parses nothing with a library that strangers wrote, but for the engine's own client.
-BROKER_LIBRARIES = frozenset({"docker", "pyseccomp"})
+# The privileged process parses nothing with a library that strangers wrote, but for the engine's own client and the kernel's own files.
+BROKER_LIBRARIES = frozenset({"docker", "pyseccomp", "psutil"})
 # Each with its reason; an entry that no longer applies fails.
 ALLOWED = {
     # Configuration is a strict document like a profile, and one parser per concept reads both.

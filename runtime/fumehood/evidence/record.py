@@ -38,6 +38,7 @@ STAGES = {
     State.DECIDED: "verify",
     State.GRANTED: "verify",
     State.PLANNED: "verify",
+    State.QUEUED: "queue",
     State.MADE: "make",
     State.BOUND: "bind",
     State.RUNNING: "start",

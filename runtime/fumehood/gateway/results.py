@@ -37,12 +37,14 @@ _CODES = {Result.REFUSED: CALL_REFUSED, Result.KILLED: CALL_KILLED}
 def facts(outcome: Outcome) -> dict[str, Any]:
     """An outcome for programs."""
     reason = outcome.reason or Reason.INTERNAL
+    again = {} if outcome.retry_after_s is None else {"retry_after_s": outcome.retry_after_s}
     return {
         "task": outcome.task,
         "result": outcome.result.value,
         "reason": reason.value,
         "rule": outcome.rule,
         "remedy": outcome.remedy or reason.remedy,
+        **again,
     }
 
 
