@@ -33,9 +33,13 @@ arguments: {open: ["*"]}
 filesystem: {workspace: ro}
 limits: {memory: 64MiB, pids: 16, wall: 2s}
 """
+# Between its calls its box stands still, and cannot notice that somebody died.
+HELD = PROFILE + "scope: session\n"
+TOOLS = {"refused": "mixed__forbidden", "session": "held__end"}
 CALLS = 6
 ROUNDS_OF_ONE = 8  # a gateway that outlives its rounds is ended by its client after so many
 SETTLED_S = 15.0
+LOOKED_FOR_S = 1.0  # a box, where there is none at the moment of its kill
 # The weights make most calls long enough to be met by a kill.
 ENDINGS: Mapping[str, tuple[int, Callable[[random.Random], dict[str, Any]]]] = {
     "ok": (4, lambda chance: {"how": "ok", "pause": round(chance.uniform(0, 0.6), 3)}),
@@ -45,6 +49,7 @@ ENDINGS: Mapping[str, tuple[int, Callable[[random.Random], dict[str, Any]]]] = {
     "wall": (1, lambda _: {"how": "sleep", "seconds": 60}),
     "refused": (1, lambda _: {}),
     "cancelled": (2, lambda _: {"how": "sleep", "seconds": 60}),
+    "session": (2, lambda chance: {"how": "ok", "pause": round(chance.uniform(0, 0.2), 3)}),
 }
 MORTAL = ("worker", "ledger", "broker")
 VICTIMS = (*MORTAL, "engine", "init", "nobody")
@@ -104,12 +109,13 @@ class Chaos:
     def _configuration(self) -> Path:
         workspace = self.lab.workspace("mixed")
         shutil.copy(SERVER, workspace)
-        profile = self.lab.profile("mixed", PROFILE)
+        mixed, held = self.lab.profile("mixed", PROFILE), self.lab.profile("held", HELD)
         host = f"docker_host: {self.docker.host}\n" if self.docker is not None else ""
         path = self.lab.folder / "gateway.yaml"
         path.write_text(
             f"accept_risk: [{', '.join(RISKS)}]\n{host}gateway:\n  servers:\n"
-            f"    mixed: {{profile: {profile}, workspace: {workspace}, engine: {self.engine}}}\n"
+            f"    mixed: {{profile: {mixed}, workspace: {workspace}, engine: {self.engine}}}\n"
+            f"    held: {{profile: {held}, workspace: {workspace}, engine: {self.engine}}}\n"
         )
         # What sweeps reads the same.
         shutil.copy(path, self.lab.folder / "fumehood.yaml")
@@ -123,7 +129,7 @@ class Chaos:
         with suppress(BrokenPipeError):
             for _ in range(CALLS):
                 ending = chance.choices(names, [ENDINGS[name][0] for name in names])[0]
-                tool = "forbidden" if ending == "refused" else "end"
+                tool = TOOLS.get(ending, "mixed__end")
                 number = gateway.send("tools/call", name=tool, arguments=ENDINGS[ending][1](chance))
                 calls[number] = ending
                 if ending == "cancelled":
@@ -160,7 +166,9 @@ class Chaos:
             self.docker.restart(chance.choice((signal.SIGKILL, signal.SIGTERM)))
             self.killed[victim] += 1
             return
-        found = self._victims(gateway, victim)
+        until_s = time.monotonic() + LOOKED_FOR_S
+        while not (found := self._victims(gateway, victim)) and victim not in MORTAL and time.monotonic() < until_s:
+            time.sleep(0.02)
         if not found:
             self.missed[victim] += 1  # no box at this moment
             return

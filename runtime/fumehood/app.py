@@ -22,6 +22,7 @@ from fumehood.image.store import ImageStore
 from fumehood.launch import Processes
 from fumehood.model import Sender, task_id
 from fumehood.outward_config import Given
+from fumehood.places import Places
 from fumehood.ports import Approvals, Ledger, Outward, Ports, Tell
 from fumehood.screening.known import KnownSecrets
 from fumehood.screening.spellings import MIN_BYTES
@@ -73,6 +74,7 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
             policies=processes.policies,
             approvals=_approvals(settings, tell),
             known=known_of(processes.outward),
+            places=Places(settings.boxes, wait_s=settings.queue_wait_s, most=settings.queue_most, capacity=broker.capacity),
         )
         async with _ended_by_operators(broker, ports.halting), sweeping(ports.ledger, ports.outward.providers):
             yield Runtime(ports, Sender(uid=settings.caller_uid, name=settings.caller_name))

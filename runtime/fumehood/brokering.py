@@ -14,6 +14,7 @@ from fumehood.ports import Exited, Listen, Made, Settled, Sockets
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import Surveyed
+from fumehood.turns import Capacity
 from fumehood.wire import TooLongError, WireError, close_all
 
 
@@ -27,6 +28,10 @@ class BrokerClient:
         """Wait for an operator's stop after those that we have heard of: how many that are now, and what was said."""
         told = await self._ask("stopped", {"heard": heard})
         return int(told["heard"]), str(told["why"])
+
+    async def capacity(self) -> Capacity:
+        """What this host bears of boxes at once."""
+        return Capacity(**await self._ask("capacity", {}))
 
     async def make(self, task: str, frame: Frame) -> Made:
         """Make a box whose init waits."""

@@ -43,6 +43,8 @@ class Config:
     accept_risk: tuple[str, ...] = ()
     runtimes: tuple[tuple[str, str], ...] = ()
     results_kept_s: float = 24 * 3600.0
+    queue_wait_s: float = 30.0
+    queue_most: int = 1024
     gateway: GatewayConfig | None = None
     outward: OutwardConfig = field(default_factory=OutwardConfig)
     approvals: ApprovalsConfig | None = None
@@ -111,6 +113,8 @@ def parse(text: str, file: str) -> Config:
         fields = read.model_dump(exclude_unset=True)
         if "results_kept" in fields:
             fields["results_kept_s"] = fields.pop("results_kept")
+        for name, value in fields.pop("queue", {}).items():
+            fields["queue_wait_s" if name == "wait" else "queue_most"] = value
         if fields.get("gateway") is not None:
             fields["gateway"] = _gateway(read, source)
         if {"egress", "credentials"} & fields.keys():

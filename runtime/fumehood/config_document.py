@@ -12,7 +12,7 @@ from fumehood.evidence_document import EvidenceSection
 from fumehood.gateway_document import GatewayDocument
 from fumehood.outward_document import MAX_CREDENTIALS, CredentialSection, EgressSection
 from fumehood.policies.document import PolicySection
-from fumehood.profile.fields import AbsolutePath, Name, Retention, Strict, expected
+from fumehood.profile.fields import AbsolutePath, Name, Retention, Strict, duration, expected
 
 
 def _unix_host(value: object) -> str:
@@ -22,12 +22,20 @@ def _unix_host(value: object) -> str:
     return value
 
 
+class QueueSection(Strict):
+    """Calls that wait for a box."""
+
+    wait: Annotated[float, *duration(0.0)] = Field(default=30.0, description="How long at most; then a call is refused as busy.")
+    most: int = Field(default=1024, ge=0, le=100_000, description="How many at once; further ones are refused as busy.")
+
+
 class ConfigDocument(Strict):
     """What the operator decides for the whole host."""
 
     state: AbsolutePath | None = Field(default=None, description="The state folder; FUMEHOOD_STATE wins.")
     engine: Literal["docker", "oci"] | None = Field(default=None, description="The engine of profiles that name none.")
     boxes: int = Field(default=16, ge=1, le=MAX_BOXES, description="Boxes that may live at once.")
+    queue: QueueSection = Field(default=QueueSection(), description="What happens to calls when no box is free.")
     workspace_roots: tuple[AbsolutePath, ...] = Field(
         default=(),
         strict=False,

@@ -70,7 +70,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denial:
-    """The object. `detail` is one line that no terminal obeys; `result` and `reason` are codes that never change their meaning."""
+    """The object. `detail` is one line that no terminal obeys; `result` and `reason` are codes that never change their meaning.
+
+    `retry_after_s` is how long to stay away, where somebody knows.
+    """
 
     task: str
     result: str
@@ -79,6 +82,7 @@ class Denial:
     detail: str
     remedy: str
     asked: Asked
+    retry_after_s: float | None = None
 
     def fields(self) -> dict[str, Any]:
         """The object as JSON has it."""
@@ -92,6 +96,7 @@ class Denial:
             "detail": self.detail,
             "remedy": self.remedy,
             "again": again(self.reason).value,
+            **({} if self.retry_after_s is None else {"retry_after_s": self.retry_after_s}),
         }
 
     def sentence(self) -> str:

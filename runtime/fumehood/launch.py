@@ -105,6 +105,8 @@ def settings(
         subgids=account.subgids,
         image_folder=account.image_folder,
         results_kept_s=found.results_kept_s,
+        queue_wait_s=found.queue_wait_s,
+        queue_most=found.queue_most,
         witnesses=found.witnesses,
         **_approving(found, uid, account.name),
         review=found.gateway is not None and found.gateway.pins is PinMode.REVIEW,

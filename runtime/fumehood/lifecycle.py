@@ -14,6 +14,7 @@ class State(StrEnum):
     WAITING = "waiting"
     GRANTED = "granted"
     PLANNED = "planned"
+    QUEUED = "queued"
     MADE = "made"
     BOUND = "bound"
     RUNNING = "running"
@@ -32,6 +33,7 @@ class Event(StrEnum):
     ASK = "ask"
     GRANT = "grant"
     PLAN = "plan"
+    QUEUE = "queue"
     MAKE = "make"
     BIND = "bind"
     START = "start"
@@ -52,7 +54,9 @@ _STRAIGHT = (
     (State.WAITING, Event.ASK, State.WAITING),
     (State.WAITING, Event.GRANT, State.GRANTED),
     (State.GRANTED, Event.PLAN, State.PLANNED),
+    (State.PLANNED, Event.QUEUE, State.QUEUED),  # only where no box was free at once
     (State.PLANNED, Event.MAKE, State.MADE),
+    (State.QUEUED, Event.MAKE, State.MADE),
     (State.MADE, Event.BIND, State.BOUND),
     (State.BOUND, Event.START, State.RUNNING),
     (State.RUNNING, Event.PARK, State.PARKED),

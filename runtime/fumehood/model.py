@@ -107,6 +107,7 @@ class Limits:
     disk_unlimited: bool = False
     tmp_bytes: int = 64 * 2**20
     open_files: int = 1024
+    boxes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -439,6 +440,7 @@ class Deny:
     rule: str
     detail: str = ""
     remedy: str | None = None
+    retry_after_s: int | None = None
 
     def line(self) -> str:
         """One line for a person: `code: detail. remedy`."""
@@ -627,6 +629,7 @@ class Outcome:
     detail: str = ""
     rule: str | None = None
     remedy: str | None = None
+    retry_after_s: int | None = None
     exit_code: int | None = None
     signal: int | None = None
     stdout: bytes = b""

@@ -21,6 +21,7 @@ from fumehood.model import (
     Usage,
 )
 from fumehood.permission import Approval, Need, Vote
+from fumehood.places import Places
 from fumehood.policies.known import Account, Booked
 from fumehood.policies.policy import Policies
 from fumehood.reach import Secret, Supplies
@@ -550,3 +551,4 @@ class Ports:
     outward: Outward = field(default_factory=Outward)
     approvals: Approvals = field(default_factory=Approvals)
     known: KnownSecrets = field(default_factory=KnownSecrets)
+    places: Places = field(default_factory=Places)

@@ -54,6 +54,8 @@ class Settings:
     subgids: tuple[int, int] = (0, 0)
     image_folder: str | None = None
     results_kept_s: float = 24 * 3600.0
+    queue_wait_s: float = 30.0
+    queue_most: int = 1024
     witnesses: tuple[tuple[str, str, bool], ...] = ()
     review: bool = False
     review_otherwise: tuple[str, ...] = ()

@@ -83,6 +83,20 @@ def test_a_runtime_that_runs_on_sweeps_one_that_was_killed_meanwhile_and_no_othe
 
 
 @pytest.mark.usefixtures("nothing_left")
+def test_a_record_says_what_was_taken_away_and_that_it_was_looked_for_afterwards(lab: Lab, engine: str) -> None:
+    profile = lab.profile("taken", "filesystem: {workspace: rw}\n")
+    task = lab.run(engine, "true", profile=profile, workspace=lab.workspace("taken")).said["task"]
+    events = lab.fumehood("task", task, "--json").said["events"]
+    (facts,) = [event["facts"] for event in events if event["state"] == "removed"]
+    assert facts["clean"] is True
+    assert all(each["gone"] for each in facts["taken"].values())
+    its_own = {"oci": ["init", "runtime", "cgroup", "root"], "docker": ["init", "container", "cgroup"]}
+    assert [*facts["taken"]] == [*its_own[engine], "workspace", "folder", "id_range"]
+    told = lab.fumehood("task", task).stdout
+    assert all(name in told for name in facts["taken"])
+
+
+@pytest.mark.usefixtures("nothing_left")
 def test_a_box_that_could_not_be_removed_is_removed_when_its_engine_answers_again(lab: Lab, has_docker: bool) -> None:
     if not has_docker:
         pytest.skip("no Docker engine answers")

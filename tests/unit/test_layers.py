@@ -20,7 +20,7 @@ GROUND = VALUES | {
     "gateway_config", "gateway_document", "outward_config", "outward_document", "outward_secrets", "shipping", "residence", "accounts",
     "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document", "thumbprint", "oauth_config",
     "oauth_document", "stopping", "knocking", "halting", "denial", "policies", "disguises", "approval_prompt", "signed_answer",
-    "approvals_config", "approvals_document", "screening",
+    "approvals_config", "approvals_document", "screening", "places", "turns",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
@@ -44,8 +44,8 @@ ONLY_UNDER = {
     "re2": {"screening"},
     "ruamel": {"profile", "image", "cli"},
 }
-# The privileged process parses nothing with a library that strangers wrote, but for the engine's own client.
-BROKER_LIBRARIES = frozenset({"docker", "pyseccomp"})
+# The privileged process parses nothing with a library that strangers wrote, but for the engine's own client and the kernel's own files.
+BROKER_LIBRARIES = frozenset({"docker", "pyseccomp", "psutil"})
 # Each with its reason; an entry that no longer applies fails.
 ALLOWED = {
     # Configuration is a strict document like a profile, and one parser per concept reads both.

@@ -32,6 +32,7 @@ from fumehood.broker.network import Gate, close_packets, gather_gate, judge_gate
 from fumehood.broker.passwd import name_uid
 from fumehood.broker.settling import settle
 from fumehood.broker.supplies import Supplied, make_supply
+from fumehood.broker.teardown import Teardown
 from fumehood.broker.tickets import take_ticket
 from fumehood.broker.workspace import Workspace, make_mounts, make_workspace
 from fumehood.faults import BoxFailed, Refused
@@ -334,12 +335,11 @@ class Box:
         """
         self._gone = True
         self._given_up.set()
-        started = time.monotonic()
+        teardown = Teardown()
         self._end_quickly()
         with self._lock:
-            facts: dict[str, Any] = {}
-            if self._spec is None:
-                return facts
+            if (spec := self._spec) is None:
+                return {}
             if self._launched is not None:
                 with contextlib.suppress(BoxFailed, OSError):
                     control.send(self._launched.control, protocol.END)
@@ -347,19 +347,17 @@ class Box:
                 processes.wait_ended(self._launched.pidfd, _KILL_GRACE_S)
             self._launched = None  # its descriptors are the engine's to close
             if self._engine is not None:
-                facts.update(self._engine.remove(self._spec))
-            for mount in (*self._mounts, *([self._workspace] if self._workspace else [])):
-                mount.close()
+                self._engine.remove(spec, teardown)
+            if mounts := [*self._mounts, *([self._workspace] if self._workspace else [])]:
+                teardown.take("workspace", lambda: not [mount for mount in mounts if not mount.close()])
             self._held.close()
-            shutil.rmtree(self._spec.folder, ignore_errors=True)
-            facts["folder_removed"] = not self._spec.folder.exists()
-            facts["clean"] = all(value for value in facts.values() if isinstance(value, bool))
-            if self._slot is not None and facts["clean"]:
-                self._host.ids.give_back(self._slot, self._host.settings.runtime_id)
-            facts["removed_in_ms"] = round((time.monotonic() - started) * 1000, 2)
-            if facts["clean"]:
+            teardown.take("folder", lambda: _removed(spec.folder))
+            if self._slot is not None and teardown.is_clean:
+                slot, ours = self._slot, self._settings.runtime_id
+                teardown.take("id_range", lambda: self._host.ids.give_back(slot, ours))
+            if teardown.is_clean:
                 self._spec = None
-            return facts
+            return teardown.facts()
 
     def _close_in(self, spec: Spec, launched: Launched, *, user_namespace: bool) -> None:
         """Everything between an init that waits and a box: our /dev and /tmp, no /sys, no way back to the host's files."""
@@ -520,6 +518,11 @@ def _since(before: Usage, now: Usage) -> Usage:
         return None if later is None else max(0, round(later - earlier, 6))
 
     return replace(now, **{name: spent(name) for name in _COUNTERS})
+
+
+def _removed(folder: Path) -> bool:
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
 
 
 def _is_pipe(fd: int) -> bool:

@@ -16,8 +16,10 @@ from typing import Any
 from fumehood import stopping
 from fumehood.broker import host as hosts
 from fumehood.broker import netlink
+from fumehood.broker.capacity import capacity
 from fumehood.broker.cgroups import NEEDED
 from fumehood.broker.host import Host
+from fumehood.model import Limits
 from fumehood.reach import NetworkLimits
 
 _OVERLAY_IDMAP_KERNEL = (5, 19)
@@ -55,6 +57,7 @@ def report(host: Host) -> dict[str, Any]:
                  "Raise the limit of open files, or lower `boxes`."),
         _finding("network gate", _has_gate(), "sockets can be listed, packets seen" if _has_gate() else "not on this kernel",
                  "Boxes with a way out need CONFIG_INET_DIAG, CONFIG_PACKET and IPv6 in the kernel."),
+        _finding("capacity", True, _capacity(host.settings.boxes), ""),
         _finding("calls", stop is None, "may begin" if stop is None else stop.line(), "`fumehood start` lets them begin again."),
         *host.more_findings(),
     ]  # fmt: skip
@@ -107,6 +110,15 @@ def _files() -> int:
 def _descriptors(boxes: int) -> str:
     gated = _files() // (_TASK_FILES + _GATE_FILES + _CONNECTION_FILES)
     return f"{_files()} for {boxes} boxes; room for {gated} tasks with a gate of {_CONNECTION_FILES // 2} connections"
+
+
+def _capacity(boxes: int) -> str:
+    bears = capacity(boxes)
+    one = Limits()
+    memory_bytes, pids = bears.memory_bytes or 0, bears.pids or 0
+    fit = min(boxes, memory_bytes // one.memory_bytes, int((bears.cpu or 0) / one.cpu), pids // (one.pids + 1))
+    there = f"{memory_bytes // 2**20} MiB of memory, {bears.cpu:g} CPUs to promise, {pids} processes"
+    return f"{fit} boxes of the default size at once: `boxes` {boxes}, {there}"
 
 
 def _has_gate() -> bool:

@@ -65,10 +65,11 @@ class IdPool:
             return slot
         raise FumehoodError(Reason.BUSY, f"all {slots - 1} id ranges are in use")
 
-    def give_back(self, slot: int, runtime_id: str) -> None:
-        """Free a runtime's slot after its box is verifiably gone."""
+    def give_back(self, slot: int, runtime_id: str) -> bool:
+        """Free a runtime's slot after its box is verifiably gone; True when it is not noted any more."""
         (self.folder / str(slot)).unlink(missing_ok=True)
         self.unclaim(slot, runtime_id)
+        return not (self.folder / str(slot)).exists()
 
     def unclaim(self, slot: int, runtime_id: str) -> None:
         """Take back what a runtime claimed for the host. Since a reboot the claim may be another's, who lives."""

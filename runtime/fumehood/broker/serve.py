@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from fumehood import wire
-from fumehood.broker import doctor, orders, pending, requests, sweep
+from fumehood.broker import capacity, doctor, orders, pending, requests, sweep
 from fumehood.broker.box import Box
 from fumehood.broker.door import Door, end_elsewhere
 from fumehood.broker.host import Host, close_host, open_host
@@ -45,6 +45,8 @@ class Broker:
         """Do one verb. Raises FumehoodError for what is refused or fails."""
         if verb == "stopped":
             return self.stopping.wait(args), []
+        if verb == "capacity":
+            return capacity.fields(self._host.settings.boxes), []
         if verb == "doctor":
             return doctor.report(self._host), []
         if verb == "end":

@@ -54,16 +54,17 @@ class Workspace:
     made_ns: int = field(default_factory=time.time_ns)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def close(self) -> None:
-        """Let go of every layer, and check that our mount namespace holds none. Idempotent."""
+    def close(self) -> bool:
+        """Let go of every layer; True when our mount namespace holds none. Idempotent."""
         fds = [self.mount_fd, self.base_fd, self.upper_fd]
         self.mount_fd, self.base_fd, self.upper_fd = -1, None, None
         for fd in fds:
             if fd is not None and fd >= 0:
                 os.close(fd)
         for name in _PARTS:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 (self.folder / name).rmdir()  # EBUSY if it were still a mount point
+        return not any((self.folder / name).exists() for name in _PARTS)
 
 
 def make_workspace(

@@ -107,6 +107,7 @@ def facts_table(record: Record) -> Table:
         ("output", _known(stdout=_stream(record, "stdout"), stderr=_stream(record, "stderr"))),
         ("changes", "wait for `fumehood commit` or `fumehood discard`" if record["pending"] else None),
     ]
+    rows += _teardown(record)
     rows += [("file", f"{file['kind']} {size(file['size_bytes'])}  {file['path']}") for file in files[:FILES_SHOWN]]
     if (unshown := (record["files_total"] or 0) - len(files[:FILES_SHOWN])) > 0:
         rows.append(("", f"and {unshown} more"))
@@ -117,6 +118,25 @@ def facts_table(record: Record) -> Table:
         if value is not None and value != "":
             table.add_row(name, _plain(value) if isinstance(value, str | int) else value)
     return table
+
+
+def _teardown(record: Record) -> list[tuple[str, str]]:
+    """What became of the box, by what was looked at when it had been taken away; of a lost call, by whom it was swept."""
+    rows: list[tuple[str, str]] = []
+    for event in record["events"]:
+        facts = event["facts"]
+        if isinstance(taken := facts.get("taken"), dict):
+            gone = [f"{name} {number(each['ms'])}" for name, each in taken.items() if each["gone"]]
+            left = [name for name, each in taken.items() if not each["gone"]]
+            if gone:
+                rows.append(("removed", f"{when(event['at'])}, each looked for afterwards (ms): {', '.join(gone)}"))
+            if left:
+                rows.append(("not removed", f"{', '.join(left)}: it is tried again every minute, and by the next start"))
+        if by := facts.get("swept_by"):
+            named = {"cgroup_removed": "cgroup", "container_removed": "container"}
+            swept = [what for name, what in named.items() if facts.get(name)]
+            rows.append(("swept", f"{when(event['at'])} by runtime {by}: {', '.join(swept) or 'nothing was left'}"))
+    return rows
 
 
 def stages(record: Record) -> list[tuple[str, float, float]]:

@@ -46,8 +46,8 @@ def ending(task: str, error: BaseException, *, ran: bool) -> Outcome:
         result = Result.REFUSED
     else:
         result = Result.FAILED
-    rule = told.deny.rule if isinstance(told, Refused) else None
-    return Outcome(task=task, result=result, reason=told.reason, detail=told.detail, rule=rule, remedy=told.remedy)
+    outcome = Outcome(task=task, result=result, reason=told.reason, detail=told.detail, remedy=told.remedy)
+    return replace(outcome, rule=told.deny.rule, retry_after_s=told.deny.retry_after_s) if isinstance(told, Refused) else outcome
 
 
 def unrecorded(outcome: Outcome, problem: str) -> Outcome:

@@ -55,6 +55,7 @@ STAGES = {
     State.WAITING: "verify",
     State.GRANTED: "verify",
     State.PLANNED: "verify",
+    State.QUEUED: "queue",
     State.MADE: "make",
     State.BOUND: "bind",
     State.RUNNING: "start",

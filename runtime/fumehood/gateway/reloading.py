@@ -39,6 +39,7 @@ def _other_settings(begun: Settings, now: Settings, servers: Sequence[str]) -> I
     """What processes were told when they had the rights to be told it, and whether it is another now."""
     for name in _AT_THE_START:
         yield getattr(now, name) != getattr(begun, name), f"`{name}`"
+    yield (now.queue_wait_s, now.queue_most) != (begun.queue_wait_s, begun.queue_most), "`queue`"
     # The worker has no rights left to be given others with, and leases under way were issued with these.
     yield now.outward != begun.outward, "`egress` or `credentials`"
     # The ledger was told at the start, by who may tell it: not by the worker, which could let itself trust what it likes.

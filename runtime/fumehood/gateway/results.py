@@ -41,7 +41,7 @@ def denial(outcome: Outcome, asked: Asked) -> Denial:
     reason = outcome.reason or Reason.INTERNAL
     return Denial(
         task=outcome.task, result=outcome.result.value, reason=reason, rule=outcome.rule, detail=printable(outcome.detail, 1000),
-        remedy=outcome.remedy or reason.remedy, asked=asked,
+        remedy=outcome.remedy or reason.remedy, asked=asked, retry_after_s=outcome.retry_after_s,
     )  # fmt: skip
 
 

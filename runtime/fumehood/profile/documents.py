@@ -95,6 +95,7 @@ class LimitsDocument(Strict):
         WithJsonSchema({"anyOf": [{"const": "unlimited"}, {"type": "string", "pattern": units.SIZE_PATTERN}]}),
     ] = Field(default=256 * 2**20, description="Bytes a scratch workspace or the changes of an rw one may take.")
     open_files: int = Field(default=1024, ge=16, le=1_048_576, description="Open files of one process.")
+    boxes: int | None = Field(default=None, ge=1, le=4095, description="Boxes of it at once; null: what the host bears.")
 
 
 class MountDocument(Strict):

@@ -50,6 +50,7 @@ def shown(value: Profile) -> dict[str, Any]:
             "result": size_text(limits.result_bytes),
             "disk": "unlimited" if limits.disk_unlimited else size_text(limits.disk_bytes),
             "open_files": limits.open_files,
+            **({} if limits.boxes is None else {"boxes": limits.boxes}),
         },
         "filesystem": {
             "workspace": files.workspace.value,
@@ -224,6 +225,7 @@ def _bounds(value: Profile) -> list[str]:
         f"It is ended after {duration_text(limits.wall_s)}{idle}.",
         f"It can use {limits.cpu:g} CPU and {size_text(limits.memory_bytes)} of memory.",
         f"It can have {limits.pids} processes and threads, and {limits.open_files} open files in each process.",
+        *([] if limits.boxes is None else [f"Of its boxes {limits.boxes} live at once; further calls wait."]),
         f"Of each output stream {size_text(limits.output_bytes)} is kept.",
         f"A result may have {size_text(limits.result_bytes)}"
         + ("; a larger one is kept and linked to." if value.results is Oversize.SPILL else "."),

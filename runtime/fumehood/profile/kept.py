@@ -243,6 +243,7 @@ def _limits(stored: object) -> Limits:
         disk_unlimited=_as(bool, has["disk_unlimited"]),
         tmp_bytes=_as(int, has["tmp_bytes"]),
         open_files=_as(int, has["open_files"]),
+        boxes=None if has["boxes"] is None else _as(int, has["boxes"]),
     )
 
 

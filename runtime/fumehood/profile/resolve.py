@@ -44,7 +44,7 @@ _BOX = (
     "image", "command", "scope", "session", "pool", "engine", "runtime", "filesystem", "seccomp", "environment", "credentials",
     "devices", "user_namespace", "accept_risk",
 )  # fmt: skip
-_BOX_LIMITS = ("cpu", "memory", "pids", "output", "disk", "open_files")
+_BOX_LIMITS = ("cpu", "memory", "pids", "output", "disk", "open_files", "boxes")
 _OVERLAID = ("limits", "filesystem", "tools", "resources", "prompts", "network", "arguments", "secrets", "ask", "session", "pool")
 
 
@@ -208,6 +208,7 @@ def profile(name: str, document: ProfileDocument, seccomp: SeccompPolicy) -> Pro
             disk_unlimited=unlimited,
             tmp_bytes=files.tmp,
             open_files=limits.open_files,
+            boxes=limits.boxes,
         ),
         filesystem=Filesystem(
             workspace=WorkspaceMode(files.workspace),

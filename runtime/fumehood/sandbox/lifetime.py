@@ -15,6 +15,7 @@ from fumehood.lifecycle import Event
 from fumehood.model import (
     Binding,
     CommitMode,
+    Frame,
     Kind,
     Outcome,
     Plan,
@@ -29,6 +30,7 @@ from fumehood.residence import Surveyed, WayOut
 from fumehood.sandbox.borrowing import Borrowed, borrowed
 from fumehood.sandbox.log import Log
 from fumehood.sandbox.remote import Remote, remote
+from fumehood.turns import Need
 
 REMOVE_DEADLINE_S = 20.0
 _log = logging.getLogger("fumehood")
@@ -115,8 +117,10 @@ class Box:
 
 @asynccontextmanager
 async def box(plan: Plan, ports: Ports, log: Log) -> AsyncIterator[Box | Borrowed | Remote]:
-    """Hold a box for the body, and remove it however the body ends; or the session's box, and give it back; or none at all."""
-    task = plan.call.task
+    """Hold a box for the body, and remove it however the body ends; or the session's box, and give it back; or none at all.
+
+    A box of its own is waited for where none is free. Raises Refused(BUSY).
+    """
     if plan.frame is None:
         async with remote(plan, log) as held:
             yield held
@@ -125,10 +129,28 @@ async def box(plan: Plan, ports: Ports, log: Log) -> AsyncIterator[Box | Borrowe
         async with borrowed(plan, ports, log) as lent:
             yield lent
         return
+    async with ports.places.hold(plan.call.sender, _need(plan, plan.frame)) as place:
+        if place.waited_s is not None:
+            await log.event(Event.QUEUE, waited_s=round(place.waited_s, 4))
+        async with _own(plan, plan.frame, ports, log) as made:
+            yield made
+
+
+def _need(plan: Plan, frame: Frame) -> Need:
+    """What the box may take; its init is a process too."""
+    profile = plan.call.profile
+    return Need(
+        memory_bytes=frame.memory_bytes, cpu=frame.cpu, pids=frame.pids + 1, profile=profile.name, most=profile.limits.boxes
+    )
+
+
+@asynccontextmanager
+async def _own(plan: Plan, frame: Frame, ports: Ports, log: Log) -> AsyncIterator[Box]:
+    task = plan.call.task
     try:
-        made = await ports.broker.make(task, plan.frame)
+        made = await ports.broker.make(task, frame)
         await log.event(
-            Event.MAKE, engine=made.engine, container=made.container, frame=plan.frame.digest, image=plan.frame.image, **made.facts
+            Event.MAKE, engine=made.engine, container=made.container, frame=frame.digest, image=frame.image, **made.facts
         )
         yield Box(plan, made, ports, log)
     finally:

@@ -102,6 +102,15 @@ def test_many_files_are_counted_not_scrolled() -> None:
     assert "and 480 more" in text
 
 
+def test_what_was_taken_away_is_told_with_what_is_left() -> None:
+    taken = {"init": {"gone": True, "ms": 0.4}, "container": {"gone": False, "ms": 5001.0}}
+    told = printed(records_view.facts_table(record(events=[{"seq": 1, "at": 1.0, "state": "removed", "facts": {"taken": taken, "clean": False}}])))
+    assert "each looked for afterwards (ms): init 0.4" in told
+    assert "container: it is tried again" in told
+    told = printed(records_view.facts_table(record(events=[{"seq": 1, "at": 1.0, "state": "closed", "facts": {"swept_by": "r2", "cgroup_removed": True}}])))
+    assert "by runtime r2: cgroup" in told
+
+
 def events(**ends_ms: float) -> list[dict[str, Any]]:
     return [
         {"seq": number, "at": NOW_S, "state": state, "facts": {"ms": end_ms}}

@@ -85,6 +85,7 @@ async def admit(log: Log, of: ToolCall) -> None:
 async def carry(log: Log, of: ToolCall, clock: FakeClock) -> None:
     await admit(log, of)
     for event, seconds in (
+        (Event.QUEUE, 0.2),
         (Event.MAKE, 0.1),
         (Event.BIND, 0.01),
         (Event.START, 0.02),
@@ -120,13 +121,14 @@ async def test_a_call_that_succeeds_is_closed_with_its_outcome_and_the_time_of_e
         {
             "open": 0,
             "verify": 5,
+            "queue": 200,
             "make": 100,
             "bind": 10,
             "start": 20,
             "run": 1500,
             "settle": 30,
             "remove": 40,
-            "total": 1705,
+            "total": 1905,
         }
     )
     assert ledger.closed == {one.task: log.outcome}
@@ -134,7 +136,7 @@ async def test_a_call_that_succeeds_is_closed_with_its_outcome_and_the_time_of_e
     assert ledger.facts_of(State.VERIFIED)["image_digest"] == "sha256:" + "2" * 64
     assert ledger.facts_of(State.DECIDED)["rule"] == "policy.owner"
     assert ledger.facts_of(State.PLANNED)["workspace_path"] == "/home/u/src"
-    assert ledger.facts_of(State.MADE)["ms"] == pytest.approx(105)
+    assert ledger.facts_of(State.MADE)["ms"] == pytest.approx(305)
 
 
 async def test_a_denial_is_raised_and_closed_as_refused_with_its_rule_and_remedy() -> None:

@@ -65,7 +65,7 @@ def test_a_whole_path_is_a_timeline_and_fills_the_columns(conn: Transaction) -> 
     assert close(conn, task, exit_code=0, usage=usage, files=files, timings_ms={"total": 8.0}, stdout_total_bytes=5)
     answer = queries.task(conn, task, after_seq=None)
     assert [event["state"] for event in answer["events"]] == ["open", *(state.value for state in PATH), "closed"]
-    assert [event["seq"] for event in answer["events"]] == list(range(1, 13))
+    assert [event["seq"] for event in answer["events"]] == list(range(1, 14))
     assert not answer["more"]
     record = answer["record"]
     assert (record["image_digest"], record["init_digest"]) == ("sha256:aa", "sha256:bb")

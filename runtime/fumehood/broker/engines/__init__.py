@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from fumehood.broker.cgroups import Group
 from fumehood.broker.ids import BOX_UID, RANGE
+from fumehood.broker.teardown import Teardown
 from fumehood.model import Frame
 
 HOSTNAME = "box"
@@ -77,6 +78,6 @@ class Engine(Protocol):
         """Make the box. Raises BoxFailed or Refused, and then nothing of it is left."""
         ...
 
-    def remove(self, spec: Spec) -> Mapping[str, Any]:
-        """Take away everything of the box, whose init has ended or is ended here; facts of what was checked. Idempotent."""
+    def remove(self, spec: Spec, teardown: Teardown) -> None:
+        """Take away everything of the box, whose init has ended or is ended here. Idempotent; goes on with what was left before."""
         ...

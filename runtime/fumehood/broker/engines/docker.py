@@ -30,6 +30,7 @@ from fumehood.broker.cgroups import Group, Trees
 from fumehood.broker.control import receive_report
 from fumehood.broker.engines import HOSTNAME, INIT_FOLDER, MASKED, READ_ONLY, UP_DEADLINE_S, Launched, Spec
 from fumehood.broker.engines.docker_facts import local_socket
+from fumehood.broker.teardown import Teardown
 from fumehood.faults import BoxFailed
 from fumehood.reasons import Reason
 from fumehood.state import PREFIX
@@ -149,25 +150,23 @@ class DockerEngine:
             facts={"runtime": "docker", "userns": "none"},
         )  # fmt: skip
 
-    def remove(self, spec: Spec) -> Mapping[str, Any]:
+    def remove(self, spec: Spec, teardown: Teardown) -> None:
         """Remove the container with its volumes, check that the engine forgot it, and remove the socket's folder."""
         live = self._live.get(spec.task)
         if live is None:
-            return {}
-        facts: dict[str, Any] = {}
-        if live.pidfd is not None:
-            pidfd, live.pidfd = live.pidfd, None
-            facts["init_gone"] = processes.end(pidfd, _GONE_DEADLINE_S)
+            return
+        if (pidfd := live.pidfd) is not None:
+            live.pidfd = None
+            teardown.take("init", lambda: processes.end(pidfd, _GONE_DEADLINE_S))
         # A create whose answer was lost is found by its name.
-        facts["container_removed"] = remove_container(self._api, live.container_id or spec.container)
+        gone = teardown.take("container", lambda: remove_container(self._api, live.container_id or spec.container))
         if live.group is not None:
-            facts["cgroup_removed"] = live.group.remove()
-        if facts["container_removed"]:  # else the notes stay, for the sweeper to find the container by
+            teardown.take("cgroup", live.group.remove)
+        if gone:  # else the notes stay, for the sweeper to find the container by
             shutil.rmtree(live.folder, ignore_errors=True)
             (self._folder / f"{spec.task}.id").unlink(missing_ok=True)
-        if all(facts.values()):
+        if teardown.is_clean:
             del self._live[spec.task]
-        return facts
 
     def _accept(self, listener: socket.socket, live: _Live, spec: Spec) -> tuple[socket.socket, int]:
         """The one connection, from the uid that this box alone has. The socket's name goes before anything else runs."""

@@ -24,6 +24,7 @@ from fumehood.broker.control import receive_report
 from fumehood.broker.engines import HOSTNAME, INIT_FOLDER, MASKED, READ_ONLY, UP_DEADLINE_S, Launched, Spec
 from fumehood.broker.ids import BOX_UID
 from fumehood.broker.rootfs import RootStore
+from fumehood.broker.teardown import Teardown
 from fumehood.faults import BoxFailed
 from fumehood.reasons import Reason
 from fumehood.state import PREFIX
@@ -125,27 +126,25 @@ class OciEngine:
             facts={"runtime": self.runtime, "runtime_pid": runtime_pid, "userns": "own"},
         )  # fmt: skip
 
-    def remove(self, spec: Spec) -> Mapping[str, Any]:
+    def remove(self, spec: Spec, teardown: Teardown) -> None:
         """End what is left of the box and take away its mounts, cgroup and folder."""
         live = self._live.get(spec.task)
         if live is None:
-            return {}
-        facts: dict[str, Any] = {}
-        if live.pidfd is not None:
-            pidfd, live.pidfd = live.pidfd, None
-            facts["init_gone"] = processes.end(pidfd, _REMOVE_DEADLINE_S)
-        if live.runtime_pid is not None:
-            runtime_pid, live.runtime_pid = live.runtime_pid, None
-            facts["runtime_gone"] = _reap(runtime_pid, _REMOVE_DEADLINE_S)
-        if live.group is not None:
-            live.group.kill()
+            return
+        if (pidfd := live.pidfd) is not None:
+            live.pidfd = None
+            teardown.take("init", lambda: processes.end(pidfd, _REMOVE_DEADLINE_S))
+        if (runtime_pid := live.runtime_pid) is not None:
+            live.runtime_pid = None
+            teardown.take("runtime", lambda: _reap(runtime_pid, _REMOVE_DEADLINE_S))
+        if (group := live.group) is not None:
+            group.kill()
             own = f"{PREFIX}/{spec.runtime_id}/{spec.task}{RUNTIMES_OWN}"
-            facts["cgroup_removed"] = live.group.remove() and remove_runtimes_own(self._trees, own)
-        facts["root_detached"] = self._roots.detach(live.root)
+            teardown.take("cgroup", lambda: group.remove() and remove_runtimes_own(self._trees, own))
+        teardown.take("root", lambda: self._roots.detach(live.root))
         shutil.rmtree(self._folder / "state" / spec.container, ignore_errors=True)
-        if all(facts.values()):
+        if teardown.is_clean:
             del self._live[spec.task]
-        return facts
 
     def _make_group(self, spec: Spec, cgroup: str) -> Group:
         frame = spec.frame
