@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fumehood.screening.flowing import HELD_FROM, MOST_HELD, Flow
@@ -23,6 +23,7 @@ def through(one: Flow, *pieces: bytes) -> bytes:
     return b"".join([*map(one.feed, pieces), one.end()])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 200), max_size=6))
 def test_a_secret_goes_out_in_no_cut_but_for_its_first_bytes(cuts: list[int]) -> None:
     text = b"before it " + GITHUB + b"\nand behind\n" + KEY + b" end"

@@ -162,3 +162,10 @@ def test_our_own_markers_are_no_secrets() -> None:
 )  # fmt: skip
 def test_a_text_that_would_be_catastrophic_for_a_backtracking_engine_ends(text: str) -> None:
     list(formats.spans(text.encode()))
+
+
+@pytest.mark.parametrize("text", ["-----BEGIN ", "ghp" + "_", "aws", "eyJ", "://a:b@", "npm" + "_", ""])
+def test_a_long_text_before_a_secret_does_not_hide_it_from_the_set(text: str) -> None:
+    secret = "ghp" + "_" + letters(36)
+    noise = "".join(chr(33 + (number * 7919 + number // 13) % 90) for number in range(300_000))
+    assert secret in [each for rule, each in found(f"{text * 1000}{noise} {secret}") if rule == "github-token"]
