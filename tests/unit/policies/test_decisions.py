@@ -136,6 +136,8 @@ def test_what_decides_says_why_and_who_must_agree_and_the_strictest_of_it_counts
         ('@approvers("") ' + ASK, "@approvers"),
         ('@why("\u202e") ' + ASK, "@why"),
         ('@id("a b") ' + ASK, "@id"),
+        ('@id("budgets.few") ' + ASK, "begin like a budget"),
+        ('permit (principal == Policy::"policy99", action, resource);', "0.cedar:1: "),
         (f'@id("a") {ASK}\n@id("a") {ASK}', "0.cedar:2: .* at 0.cedar:1"),
         (ASK + " permit", "0.cedar:1: "),
     ],
