@@ -72,7 +72,10 @@ def _denied(verified: Screened, policy: Policy, ruling: Ruling, spent: Sequence[
             detail=f"{what}: the budget {over.budget} is used up; {free}",
         )  # fmt: skip
     if not policy.is_shipped:
-        return Deny(reason=Reason.POLICY_DENIED, rule="policy", detail=f"{what}: no policy permits it")
+        named = resource_of(call)
+        # Nobody thinks of it until the first call: a server's lists are read before anything of it is called.
+        remedy = f'Permit `resource == Server::"{named.id}"` to who may call its tools.' if named.type == "Server" else None
+        return Deny(reason=Reason.POLICY_DENIED, rule="policy", detail=f"{what}: no policy permits it", remedy=remedy)
     if door_of(call.sender) == LOCAL:
         return Deny(
             reason=Reason.SENDER_DENIED, rule="policy.owner", detail=f"uid {call.sender.uid} does not own the state folder",

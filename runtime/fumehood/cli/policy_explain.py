@@ -41,6 +41,7 @@ def explain(
     """Say what decides a call, and the smallest change that would loosen the decision."""
     from fumehood.policies.deciding import rule_on
     from fumehood.policies.flipping import flips
+    from fumehood.policies.replaying import nearest
 
     policy = chosen_policy(files, config)
     if (task is None) == (call is None):
@@ -53,13 +54,16 @@ def explain(
         asked = replace(_configured(case, config), arguments=arguments)
     ruling = rule_on(policy.rules, asked)
     found = flips(policy.rules, asked)
+    near = nearest(policy, asked) if ruling.decision.value == "deny" else ()
     said = {
         "call": asked.resource.id, "sender": asked.sender.name, "decision": ruling.decision.value, "errors": list(ruling.errors),
         "rules": [rule_facts(rule) | {"why": rule.why} for rule in ruling.rules],
+        "nearest": [rule_facts(rule) | {"text": rule.text} for rule in near],
         "flips": [{"changes": list(flip.told), "decision": flip.decision.value} for flip in found],
     }  # fmt: skip
     depending = [rule.id for rule in policy.rules.rules if rule.places is None or rule.places]
     lines = [*_explained(asked, ruling), *(f"{flip.decision.value} if {' and '.join(flip.told)}" for flip in found[:20])]
+    lines += [f"its conditions are not met, {rule.id} ({rule.where}):\n{rule.text}" for rule in near if not rule.shipped]
     if ruling.decision.value == "ask":
         lines.append("allow once it is approved")
     if task is not None and depending and not arguments:

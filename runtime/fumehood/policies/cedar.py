@@ -103,16 +103,12 @@ class PolicySet:
     def _answer(self, said: Mapping[str, Any]) -> Answer:
         found = said["diagnostics"]
         rules = sorted(int(match[1]) for each in found["reason"] if (match := _NUMBERED.fullmatch(each)))
-        errors = tuple(self._named(each) for each in found["errors"])
+        errors = tuple(_named(each, self.rules) for each in found["errors"])
         if said["decision"] not in ("Allow", "Deny"):
             errors = errors or (f"no decision but {said['decision']}",)
         return Answer(
             permitted=said["decision"] == "Allow" and not errors, rules=tuple(self.rules[number] for number in rules), errors=errors,
         )  # fmt: skip
-
-    def _named(self, text: str) -> str:
-        """An error with the rule's name in place of its number."""
-        return _NUMBERED.sub(lambda found: self.rules[int(found[1])].id if int(found[1]) < len(self.rules) else found[0], text)
 
 
 def parsed(sources: Sequence[Source], schema: str) -> PolicySet:
@@ -129,7 +125,7 @@ def parsed(sources: Sequence[Source], schema: str) -> PolicySet:
     seen: dict[str, Rule] = {}
     for rule in rules:
         if (other := seen.setdefault(rule.id, rule)) is not rule:
-            problems.append(f'{rule.where}: @id("{rule.id}") is that of the policy at {other.where}')
+            problems.append(f"{rule.where}: expected an @id of its own, {rule.id} is the policy at {other.where}")
     if len(rules) > MOST_POLICIES:
         problems.append(f"{len(rules)} policies: expected at most {MOST_POLICIES}")
     if problems:
@@ -138,11 +134,16 @@ def parsed(sources: Sequence[Source], schema: str) -> PolicySet:
     checked = json.loads(cedar.validate_policies(text, against))
     for each in checked["errors"]:
         number = _NUMBERED.fullmatch(each["policy_id"])
-        said = _NUMBERED.sub(lambda found: rules[int(found[1])].id, each["error"])
+        said = _named(each["error"], rules)
         problems.append(f"{rules[int(number[1])].where}: {said}" if number else said)
     if problems or not checked["validation_passed"]:
         raise PolicyError(problems or ["the policies do not fit the schema"])
     return PolicySet(tuple(rules), cedar.PolicySet.from_str(text), against)
+
+
+def _named(text: str, rules: Sequence[Rule]) -> str:
+    """An error with the rules' names in place of their numbers."""
+    return _NUMBERED.sub(lambda found: rules[int(found[1])].id if int(found[1]) < len(rules) else found[0], text)
 
 
 def _rules(source: Source) -> list[Rule]:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from fumehood.model import Decision
 from fumehood.policies import cedar
 from fumehood.policies.asked import Asked
-from fumehood.policies.cedar import PolicySet, Source
+from fumehood.policies.cedar import PolicySet, Rule, Source
 from fumehood.policies.deciding import rule_on
 from fumehood.policies.policy import Policy
 
+_EFFECT = re.compile(r'(?:"(?:[^"\\]|\\.)*"|//[^\n]*|[^"/])*?(?P<effect>\b(?:permit|forbid)\s*\()', re.DOTALL)
 _CONDITION = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|\b(?:when|unless)\s*\{', re.DOTALL)
 
 
@@ -43,6 +44,22 @@ def replay(policy: Policy) -> Replay:
     return Replay(
         kind=_set(kind, policy.texts.schema), strict=_set(strict, policy.texts.schema), depending=tuple(rule.id for rule in depending),
     )  # fmt: skip
+
+
+def nearest(policy: Policy, asked: Asked) -> tuple[Rule, ...]:
+    """The permits that are about such a call, and whose conditions it does not meet."""
+    permits = [rule for rule in policy.rules.rules if rule.permits and rule.conditions]
+    named = {f"near{number}": rule for number, rule in enumerate(permits)}
+    texts = [f'@id("{name}") {_bare(rule.text)}' for name, rule in named.items()]
+    ruling = rule_on(_set(texts, policy.texts.schema), asked)
+    return tuple(named[rule.id] for rule in ruling.rules)
+
+
+def _bare(text: str) -> str:
+    """A policy without conditions and without what it says of itself."""
+    plain = _unconditional(text)
+    found = _EFFECT.search(plain)
+    return plain if found is None else plain[found.start("effect") :]
 
 
 def _set(texts: list[str], schema: str) -> PolicySet:

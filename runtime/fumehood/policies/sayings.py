@@ -36,8 +36,8 @@ def read(annotations: Mapping[str, str | None]) -> Said:
         if name not in NAMES:
             raise ValueError(f"expected annotations of {', '.join(NAMES)}, found @{name}")
     given = {name: value or "" for name, value in annotations.items()}
-    if "id" in given and not _ID.fullmatch(given["id"]):
-        raise ValueError('expected @id("...") of letters, digits, `.`, `_` and `-`')
+    if "id" in given and (not _ID.fullmatch(given["id"]) or given["id"].startswith("budgets.")):
+        raise ValueError('expected @id("...") of letters, digits, `.`, `_` and `-`, which does not begin like a budget\'s')
     if "why" in given and not (given["why"].isprintable() and 0 < len(given["why"]) <= _WHY_CHARS):
         raise ValueError(f'expected @why("...") with a sentence of at most {_WHY_CHARS} characters')
     if given.get("requester", "allowed") != "allowed":

@@ -160,3 +160,17 @@ def test_a_configured_servers_labels_are_part_of_the_question(folder: Path, tmp_
     assert (found["decision"], found["rules"][0]["id"]) == ("ask", "taint")
     assert said("explain", "web/other", "--taint", "untrusted", "--taint", "private")["decision"] == "allow"
     assert folder.is_dir()
+
+
+def test_of_a_denied_call_the_permits_that_are_about_it_are_shown_with_the_conditions_that_it_does_not_meet(folder: Path) -> None:
+    write(folder / "near.cedar", """
+@id("tight") @why("permit (nobody)")
+permit (principal, action == Action::"call", resource == Tool::"bank/pay")
+when { context.text.hasTag("a") && context.text.getTag("a") == "x" && context.number.hasTag("b") && context.number.getTag("b") < 10
+  && context.flag.hasTag("c") && context.flag.getTag("c") };
+""")
+    found = said("explain", "bank/pay", "--sender", "key:eve")
+    assert found["decision"] == "deny"
+    assert [flip["changes"] for flip in found["flips"]] == [["the owner of the state folder asks, on a local connection"]]
+    assert [(rule["id"], rule["where"]) for rule in found["nearest"]] == [("owner", "owner.cedar"), ("tight", f"{folder}/near.cedar:2")]
+    assert "its conditions are not met, tight" in told("explain", "bank/pay", "--sender", "key:eve")

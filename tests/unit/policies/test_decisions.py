@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fakes
 from fumehood.admission import policy
-from fumehood.model import Decision, Deny, Image, Sender, ToolCall, Verdict, Verified
+from fumehood.model import Decision, Deny, Image, Kind, Sender, ToolCall, Verdict, Verified
 from fumehood.permission import Need
 from fumehood.policies.cedar import PolicyError, Source
 from fumehood.policies.config import PolicyConfig
@@ -136,6 +136,8 @@ def test_what_decides_says_why_and_who_must_agree_and_the_strictest_of_it_counts
         ('@approvers("") ' + ASK, "@approvers"),
         ('@why("\u202e") ' + ASK, "@why"),
         ('@id("a b") ' + ASK, "@id"),
+        ('@id("budgets.few") ' + ASK, "begin like a budget"),
+        ('permit (principal == Policy::"policy99", action, resource);', "0.cedar:1: "),
         (f'@id("a") {ASK}\n@id("a") {ASK}', "0.cedar:2: .* at 0.cedar:1"),
         (ASK + " permit", "0.cedar:1: "),
     ],
@@ -218,3 +220,9 @@ def test_a_budget_that_is_used_up_denies_or_asks_and_never_permits(texts: list[s
         assert f"{found.decision.value} {found.rule}" == wanted
         assert "the budget few is used up" in found.why
         assert not found.need.requester
+
+
+def test_who_may_call_tools_and_not_have_their_list_read_is_told_what_to_permit() -> None:
+    found = judged(of(f'permit (principal, {BOTH}, resource == Tool::"git/git_log");'), a_call(kind=Kind.COMMAND, tool=None, front_door="catalogue"))
+    assert isinstance(found, Deny)
+    assert found.remedy == 'Permit `resource == Server::"git"` to who may call its tools.'
