@@ -128,6 +128,48 @@ def test_every_step_stands_in_the_chain_with_who_said_what(folder: Path) -> None
     assert '"reason":"fine"' in body
 
 
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ("UPDATE approval_votes SET approver = 'mallory'", "edited"),
+        ("UPDATE approvals SET state = 'approved', spent_by = NULL", "edited"),
+        ("UPDATE approvals SET binding = 'sha256:other'", "edited"),
+        ("DELETE FROM approval_votes", "edited"),
+        ("DELETE FROM approvals", "deleted"),
+        (
+            ("INSERT INTO approvals SELECT '0000000000000000000000000x', task, binding, tenant, sender, sender_uid, sender_key, approvers, count,"
+            " requester, question, state, opened_at, until, decided_at, spent_by, told FROM approvals"),
+            "put in",
+        ),
+    ],
+)
+def test_an_audit_finds_an_approval_that_was_edited_deleted_or_put_in(folder: Path, edit: str, said: str) -> None:
+    import sqlite3
+
+    from fumehood.keys import KeyFolder
+    from fumehood.ledger.audit import Audit
+    from fumehood.store.database import opened
+
+    with running(folder, program=OF_OPERATOR) as ledger:
+        one = call()
+        row = ask(ledger, one)
+        ledger.ask("approval_vote", **vote(row))
+        ledger.ask("approval_spend", approval=row["id"], binding=BINDING, task=one.task)
+        ledger.close(one.task)
+
+    def faults() -> list[tuple[str, str]]:
+        with opened(folder) as database, database.read() as conn:
+            keys = {key.kid: key for key in KeyFolder(folder).public()}
+            return [(fault.group, fault.detail) for fault in Audit(conn, keys).faults()]
+
+    assert faults() == []
+    with sqlite3.connect(folder / "ledger.db") as connection:
+        connection.execute(edit)
+    ((group, detail),) = faults()
+    assert group == "approvals"
+    assert said in detail
+
+
 def test_what_is_decided_keeps_no_arguments_on_disk(folder: Path) -> None:
     from fumehood import wire
 
