@@ -46,7 +46,10 @@ class WebhookSection(Strict):
     url: Annotated[str, BeforeValidator(_url), WithJsonSchema({"type": "string", "pattern": "^https?://"})] = Field(
         description="Takes each call that waits by POST, signed as Standard Webhooks has it."
     )
-    secret: dict[str, Any] = Field(description="What signs it, as {file: PATH}, {env: NAME} or {command: [ARGV]}.")
+    # Any, for an error of the model's would repeat what may be the secret itself.
+    secret: Annotated[Any, WithJsonSchema({"type": "object"})] = Field(
+        description="What signs it, as {file: PATH}, {env: NAME} or {command: [ARGV]}."
+    )
 
 
 class ApprovalsSection(Strict):
@@ -63,7 +66,7 @@ class ApprovalsSection(Strict):
     audience: Annotated[str, *matching(r"[\x21-\x7e]{1,256}", "a name or URL without spaces")] = Field(
         default=AUDIENCE, description="What signed answers must be made out to."
     )
-    callback: Annotated[str, *matching(r"/[A-Za-z0-9._~/-]{1,128}", "a path such as /approvals/callback")] | None = Field(
+    callback: Annotated[str, *matching(r"(?!/mcp$)/[A-Za-z0-9._~/-]{1,128}", "a path such as /approvals/callback")] | None = Field(
         default=None, description="The path of the gateway's HTTP front that takes signed answers. Default: none."
     )
     webhook: WebhookSection | None = Field(default=None, description="Where approvers are told of what waits.")

@@ -31,7 +31,7 @@ from fumehood.faults import LedgerGone
 from fumehood.keys import KeyFolder
 from fumehood.ledger import receipt
 from fumehood.reasons import Reason
-from fumehood.store import chain, digests, lookups
+from fumehood.store import approvals, chain, digests, lookups
 from fumehood.store.chain import Link
 from fumehood.store.database import Database, Transaction
 
@@ -112,11 +112,7 @@ class Chain:
 
     def approval(self, conn: Transaction, step: str, row: Mapping[str, Any], at_s: float) -> None:
         """Attest a step of an approval, with whose words it has: the entry itself says all of it."""
-        votes = [{name: vote[name] for name in ("identity", "approver", "approves", "how", "reason")} for vote in row["votes"]]
-        self._add(
-            conn, f"approval.{step}", at_s, task=row["spent_by"] or row["task"], approval=row["id"], binding=row["binding"],
-            state=row["state"], votes=votes,
-        )  # fmt: skip
+        self._add(conn, f"approval.{step}", at_s, task=row["spent_by"] or row["task"], **approvals.attested(row))
 
     def pruned(self, conn: Transaction, before_s: float, at_s: float, *, leases: int, egress: int) -> None:
         """Attest that rows were forgotten on purpose: leases, and egress logs, of what was closed by then."""

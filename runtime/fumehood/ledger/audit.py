@@ -29,7 +29,7 @@ from typing import Any
 from fumehood import dsse
 from fumehood.keys import PublicKey
 from fumehood.ledger.attesting import MOST_ENTRIES
-from fumehood.store import chain, digests
+from fumehood.store import approvals, chain, digests
 from fumehood.store.chain import Entry
 from fumehood.store.database import Transaction
 
@@ -44,7 +44,7 @@ _LEASE_STATE = digests.LEASE.index("state")
 class Fault:
     """One thing that is not as it was written: in which group of fields, and where."""
 
-    group: str  # entry | order | opening | record | events | leases | egress | statement | checkpoint | witness | file
+    group: str  # entry | order | opening | record | events | leases | approvals | egress | statement | checkpoint | witness | file
     detail: str
     runtime: str | None = None
     seq: int | None = None
@@ -95,6 +95,7 @@ class Audit:
         self._chains: dict[str, _Place] = {}
         self._records: dict[str, _Opened] = {}
         self._leases: dict[str, _Opened] = {}
+        self._approvals: dict[str, tuple[Entry, Mapping[str, Any]]] = {}
         self._opened = 0
         self._lost_from_before = 0
         self._before = 0
@@ -131,6 +132,7 @@ class Audit:
             last = entry
         self.summary.unfinished = sorted(self._chains)
         yield from self._still_open()
+        yield from self._agreed()
         yield from self._inserted()
         yield from self._seen_outside()
 
@@ -178,6 +180,8 @@ class Audit:
                     yield _at(entry, "leases", f"lease {said['lease']} was deleted")
                 if row is not None and digests.digest(row) != said["row"]:
                     yield _at(entry, "leases", f"lease {said['lease']} was edited")
+            case kind if kind.startswith("approval."):
+                self._approvals[said["approval"]] = (entry, said)
 
     def _closed(self, entry: Entry, said: Mapping[str, Any], task: str) -> Iterator[Fault]:
         opened = self._records.pop(task, None)
@@ -228,6 +232,18 @@ class Audit:
                 yield _at(opened.entry, "leases", f"lease {lease} was deleted")
             elif row[_LEASE_STATE] != step or digests.digest(row[: digests.SETTLED[step]]) != opened.digest:
                 yield _at(opened.entry, "leases", f"lease {lease} was edited")
+
+    def _agreed(self) -> Iterator[Fault]:
+        """Step 3 for approvals: each is what the last entry about it says."""
+        known = dict(self._approvals)
+        for row in approvals.everything(self._conn):
+            entry, said = known.pop(row["approval"], (None, {}))
+            if entry is None:
+                yield Fault(group="approvals", detail=f"approval {row['approval']} was put in: no entry speaks of it")
+            elif any(said.get(name) != value for name, value in row.items()):
+                yield _at(entry, "approvals", f"approval {row['approval']} was edited")
+        for name, (entry, _) in known.items():
+            yield _at(entry, "approvals", f"approval {name} was deleted")
 
     def _inserted(self) -> Iterator[Fault]:
         """Step 4."""

@@ -15,7 +15,7 @@ A function that refuses (raises `Refused`) has changed nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,6 +201,18 @@ def approvals(conn: Transaction, *, after: str | None, everything: bool) -> dict
     rows = conn.run(_LIST, {"after": after or "", "everything": everything, "most": PAGE_ROWS + 1}).fetchall()
     page, more = fitting((_short(_as_json(conn, row)) for row in rows), PAGE_ROWS, PAGE_BYTES)
     return {"approvals": page, "more": more}
+
+
+def attested(row: Fields) -> dict[str, Any]:
+    """What the chain says of an approval at each of its steps."""
+    votes = [{name: vote[name] for name in ("identity", "approver", "approves", "how", "reason")} for vote in row["votes"]]
+    return {"approval": row["id"], "binding": row["binding"], "state": row["state"], "votes": votes}
+
+
+def everything(conn: Transaction) -> Iterator[dict[str, Any]]:
+    """All that there are, as the chain should say it."""
+    for row in conn.run(f"{_SELECT} ORDER BY approval").fetchall():
+        yield attested(_as_json(conn, row))
 
 
 def _caller(conn: Transaction, task: str, runtime_id: str) -> dict[str, Any]:
