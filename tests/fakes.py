@@ -38,7 +38,7 @@ from fumehood.model import (
     task_id,
 )
 from fumehood.permission import Approval, Need
-from fumehood.policies.known import Account, Booked
+from fumehood.policies.known import Account, Booked, Conversation
 from fumehood.ports import (
     Definition,
     EgressEntry,
@@ -59,7 +59,7 @@ from fumehood.ports import (
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import Surveyed
-from fumehood.store import approvals, nonces, pins, records
+from fumehood.store import approvals, conversations, nonces, pins, records
 from fumehood.store.approvals import Voter
 from fumehood.store.database import Transaction
 from fumehood.store.migrations import migrate
@@ -124,6 +124,10 @@ class FakeLedger:
         said = booking.opened(self.pins, opening(call, account), at_s=time.time())
         booked = Booked() if said is None else Booked.of(said)
         return Opened(pin=None if call.pin is None or call.pin_of is None else self.pin_state(call), booked=booked)
+
+    async def conversation(self, task: str, account: Account) -> Conversation | None:
+        said = conversations.known(self.pins, task, asdict(account), at_s=time.time())
+        return None if said is None else Conversation.of(said)
 
     async def pins_seen(
         self, of: PinOf, profile: str, declared: str, definitions: Sequence[Definition]

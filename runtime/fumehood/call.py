@@ -22,9 +22,9 @@ async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
     async with evidence.record(call, ports) as log:
         verified = await log.note(verify.check(call, ports.images, log.opened.pin))
         screened = await log.note(screen.check(verified, execution.argv_of(work), ports.known))
-        judge = partial(deciding.judged, screened, log, ports)
-        verdict = await log.note(judge())
-        grant = await log.note(await approval.settle(verdict, judge, execution.requester_of(work), log, ports))
+        verdict = await log.note(deciding.judged(screened, log, ports))
+        again = partial(deciding.judged_again, screened, log, ports)
+        grant = await log.note(await approval.settle(verdict, again, execution.requester_of(work), log, ports))
         fresh = await log.note(await once.claim(grant, recall, ports))
         plan = await log.note(sandbox.plan(fresh))
         async with (

@@ -22,7 +22,7 @@ from fumehood.model import (
 )
 from fumehood.permission import Approval, Need, Vote
 from fumehood.places import Places
-from fumehood.policies.known import Account, Booked
+from fumehood.policies.known import Account, Booked, Conversation
 from fumehood.policies.policy import Policies
 from fumehood.reach import Secret, Supplies
 from fumehood.reasons import Reason
@@ -228,6 +228,10 @@ class Ledger(Protocol):
 
     async def open(self, call: ToolCall, account: Account | None = None) -> Opened:
         """Write the call's record durably, and book it if it has an account. Returns only when it is on disk."""
+        ...
+
+    async def conversation(self, task: str, account: Account) -> Conversation | None:
+        """What a call's conversation and workspace hold by now, beside what it was booked with itself; None when it is not booked."""
         ...
 
     async def pins_seen(

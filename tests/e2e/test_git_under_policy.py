@@ -203,3 +203,27 @@ async def test_log_and_diff_run_commit_asks_and_push_is_denied_after_untrusted_c
     receipt = json.dumps(lab.fumehood("task", committed.meta["fumehood/task"], "--json").said["events"])
     assert "alice" in receipt
     assert lab.left() == []
+
+
+async def test_what_is_read_while_a_person_thinks_counts(lab: Lab) -> None:
+    world = World(lab)
+    policies = lab.folder / "git.cedar"
+    policies.write_text(POLICY + """
+@id("push-asks")
+forbid (principal, action == Action::"call", resource == Tool::"forge/push");
+""")
+    results: list[Any] = []
+
+    async def push(client: Client) -> None:
+        results.append(await client.call_tool("forge__push", {}))
+
+    async with world.client("modern") as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(push, client)
+        row = await world.waiting()
+        async with world.client("modern") as another:
+            assert not (await another.call_tool("forge__issue", {})).is_error
+        assert (await anyio.to_thread.run_sync(world.answer, row, "approve", ""))["state"] == "approved"
+    (refused,) = results
+    assert (outcome(refused)["reason"], outcome(refused)["rule"]) == ("policy_denied", "policy.push")
+    assert not world.pushed()
+    assert lab.left() == []

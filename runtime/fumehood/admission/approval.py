@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ WITHDRAW_S = 2.0
 _PINNABLE = frozenset({WorkspaceMode.RO, WorkspaceMode.RW, WorkspaceMode.DIRECT})
 _log = logging.getLogger("fumehood")
 
-Judge = Callable[[], Verdict | Deny]
+Judge = Callable[[], Awaitable[Verdict | Deny]]
 
 
 class Log(Protocol):
@@ -59,7 +59,7 @@ async def settle(verdict: Verdict, judge: Judge, requester: Requester | None, lo
             if waiting.state != "approved":
                 return _refusal(verdict, waiting, ports)
             # Whatever changed while a person thought counts as it is now.
-            now = await _unpinned(verdict, ports) or judge()
+            now = await _unpinned(verdict, ports) or await judge()
             if isinstance(now, Deny):
                 return now
             verdict = now

@@ -21,7 +21,7 @@ from fumehood.faults import LedgerGone
 from fumehood.lifecycle import State
 from fumehood.model import Keeping, Outcome, PinOf, PinState, Sender, ToolCall
 from fumehood.permission import Approval, Need
-from fumehood.policies.known import Account, Booked
+from fumehood.policies.known import Account, Booked, Conversation
 from fumehood.ports import Clock, Definition, EgressEntry, Kept, Opened, OpenLease, Revoked, SenderKey, Waiting
 from fumehood.reasons import Reason
 from fumehood.sealing import seal
@@ -52,6 +52,11 @@ class LedgerClient:
         said, _ = await self._ask("open", opening(call, account))
         booked = Booked() if said["booked"] is None else Booked.of(said["booked"])
         return Opened(pin=None if said["pin"] is None else PinState(said["pin"]), booked=booked)
+
+    async def conversation(self, task: str, account: Account) -> Conversation | None:
+        """What there is by now. Raises LedgerGone."""
+        said, _ = await self._ask("conversation", {"task": task, "account": _booking(account)})
+        return None if said is None else Conversation.of(said)
 
     async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
         """Append one step of the call's timeline."""
@@ -260,10 +265,12 @@ def opening(call: ToolCall, account: Account | None = None) -> dict[str, Any]:
             "method": proof.method, "key": proof.key, "nonce": proof.nonce, "until": proof.until_s,
         },
         "idempotency_key": call.idempotency_key,
-        "account": None if account is None or account.tool is None else {
-            **asdict(account), "tool": text(account.tool, 2 * TEXT_CHARS),
-        },
+        "account": None if account is None else _booking(account),
     }  # fmt: skip
+
+
+def _booking(account: Account) -> dict[str, Any] | None:
+    return None if account.tool is None else {**asdict(account), "tool": text(account.tool, 2 * TEXT_CHARS)}
 
 
 def closing(outcome: Outcome) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from fumehood.reasons import Reason
 from fumehood.store import budgets, conversations
 from fumehood.store.database import Database, Transaction
 
-VERBS = frozenset({"conversations", "conversation_forget"})
+VERBS = frozenset({"conversation", "conversations", "conversation_forget"})
 _EGRESS = "SELECT counters FROM egress_totals WHERE task = ?"
 _NEVER_RAN = (Result.REFUSED, Result.REPEATED)
 
@@ -42,7 +42,10 @@ def closed(conn: Transaction, task: str, given: Mapping[str, Any], *, at_s: floa
 
 
 def answer(database: Database, verb: str, fields: Mapping[str, Any], *, decides: bool) -> Any:
-    """Answer one of `VERBS`: people ask. A conversation is ended by an operator's own command alone. Raises FumehoodError."""
+    """Answer one of `VERBS`: a call that waited asks what changed, and people ask. A conversation is ended by an operator's own command alone. Raises FumehoodError."""
+    if verb == "conversation":
+        with database.read() as conn:
+            return conversations.known(conn, fields["task"], fields["account"], at_s=time.time())
     if verb == "conversations":
         with database.read() as conn:
             return {"taints": conversations.listed(conn), "budgets": budgets.listed(conn, time.time())}

@@ -270,6 +270,7 @@ SHAPES: dict[str, dict[str, Check]] = {
         "idempotency_key": _maybe(_NAME),
         "account": _maybe(_ACCOUNT),
     },
+    "conversation": {"task": _ID, "account": _ACCOUNT},
     "conversations": {},
     "conversation_forget": {"sender": _NAME},
     "claim": {"task": _ID, "policy": _NAME},

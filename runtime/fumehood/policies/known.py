@@ -77,6 +77,11 @@ class Conversation:
     since: frozenset[str] = frozenset()
     taint: frozenset[str] = frozenset()
 
+    @staticmethod
+    def of(said: Mapping[str, Any]) -> Conversation:
+        """As the ledger writes it."""
+        return Conversation(**{name: frozenset(said[name]) for name in ("done", "since", "taint")})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Booked:
@@ -88,5 +93,4 @@ class Booked:
     @staticmethod
     def of(said: Mapping[str, Any]) -> Booked:
         """As the ledger writes it."""
-        conversation = Conversation(**{name: frozenset(said[name]) for name in ("done", "since", "taint")})
-        return Booked(conversation=conversation, spent=tuple(Spent(**each) for each in said["spent"]))
+        return Booked(conversation=Conversation.of(said), spent=tuple(Spent(**each) for each in said["spent"]))

@@ -16,7 +16,7 @@ from typing import Any
 
 from fumehood.store.database import Transaction
 
-_FRESH = "SELECT DISTINCT label FROM taints WHERE (place = ? OR (place > ? AND place < ?)) AND (at > ? OR settled = 0)"
+_FRESH = "SELECT DISTINCT label FROM taints WHERE (place = ? OR (place > ? AND place < ?)) AND (at > ? OR settled = 0) AND task <> ?"
 _TAINT = "INSERT OR IGNORE INTO taints (place, label, task, at, settled) VALUES (?, ?, ?, ?, 0)"
 _DROP = "DELETE FROM taints WHERE task = ?"
 _OLDER = """
@@ -32,6 +32,7 @@ _END = """
     ON CONFLICT (sender, tool) DO UPDATE SET number = excluded.number, at = excluded.at
 """
 _BOOK = "INSERT INTO accounts (task, sender, tool) VALUES (?, ?, ?)"
+_WHOSE = "SELECT sender FROM accounts WHERE task = ?"
 _BOOKED = "DELETE FROM accounts WHERE task = ? RETURNING sender, tool"
 
 
@@ -42,21 +43,30 @@ def whose(record: Mapping[str, Any]) -> str:
 
 def begin(conn: Transaction, record: Mapping[str, Any], account: Mapping[str, Any], *, at_s: float) -> dict[str, list[str]]:
     """Book a call whose record is being opened; what there was before it."""
-    sender, tool, since_s = whose(record), account["tool"], at_s - account["kept_s"]
+    sender, task, workspace = whose(record), record["task"], account["workspace"]
+    before = _known(conn, task, sender, account, at_s=at_s)
+    places = [f"sender:{sender}", *(_own(workspace) if workspace is not None and workspace["writes"] else ())]
+    for place in places:
+        for label in sorted({*before["taint"], *account["taints"]}):
+            conn.run(_TAINT, (place, label, task, at_s))
+    conn.run(_BOOK, (task, sender, account["tool"]))
+    return before
+
+
+def known(conn: Transaction, task: str, account: Mapping[str, Any], *, at_s: float) -> dict[str, list[str]] | None:
+    """What there is by now beside what a call under way was booked with itself; None when it is not booked."""
+    found = conn.run(_WHOSE, (task,)).fetchone()
+    return None if found is None else _known(conn, task, found[0], account, at_s=at_s)
+
+
+def _known(conn: Transaction, task: str, sender: str, account: Mapping[str, Any], *, at_s: float) -> dict[str, list[str]]:
+    tool, since_s, workspace = account["tool"], at_s - account["kept_s"], account["workspace"]
     done = dict(conn.run(_DONE, (sender, since_s)).fetchall())
-    workspace = account["workspace"]
-    conversation = f"sender:{sender}"
-    taint = set(_labels(conn, conversation, since_s))
+    taint = set(_labels(conn, f"sender:{sender}", since_s, task))
     if workspace is not None:
         for place in _around(workspace):
-            taint |= set(_labels(conn, place, since_s))
-        taint |= set(_labels(conn, f"path:{workspace['path']}", since_s, within=True)) if workspace["path"] else set()
-    held = taint | set(account["taints"])
-    places = [conversation, *(_own(workspace) if workspace is not None and workspace["writes"] else ())]
-    for place in places:
-        for label in sorted(held):
-            conn.run(_TAINT, (place, label, record["task"], at_s))
-    conn.run(_BOOK, (record["task"], sender, tool))
+            taint |= set(_labels(conn, place, since_s, task))
+        taint |= set(_labels(conn, f"path:{workspace['path']}", since_s, task, within=True)) if workspace["path"] else set()
     after = done.get(tool, -1)
     return {
         "done": sorted(done), "since": sorted(name for name, number in done.items() if number > after and name != tool),
@@ -96,11 +106,11 @@ def listed(conn: Transaction) -> list[dict[str, Any]]:
     return [{"place": place, "label": label, "at": at} for place, label, at in rows]
 
 
-def _labels(conn: Transaction, place: str, since_s: float, *, within: bool = False) -> Iterator[str]:
-    """The labels of a place, and of those below it."""
+def _labels(conn: Transaction, place: str, since_s: float, task: str, *, within: bool = False) -> Iterator[str]:
+    """The labels of a place, and of those below it, but for those that are this task's own."""
     # `0` is what follows `/`: all that begins with the place and a slash lies between the two.
     below = (f"{place}/", f"{place}0") if within and place != "path:/" else ("path:/", "path:0") if within else ("", "")
-    yield from (label for (label,) in conn.run(_FRESH, (place, *below, since_s)).fetchall())
+    yield from (label for (label,) in conn.run(_FRESH, (place, *below, since_s, task)).fetchall())
 
 
 def _own(workspace: Mapping[str, Any]) -> list[str]:

@@ -89,8 +89,11 @@ class World:
     async def settle(
         self, verdict: Verdict, judge: Callable[[], Verdict | Deny] | None = None, requester: Client | None = None
     ) -> Grant | Deny:
+        async def again() -> Verdict | Deny:
+            return verdict if judge is None else judge()
+
         with anyio.fail_after(10):
-            return await approval.settle(verdict, judge or (lambda: verdict), requester, self.log, self.ports)
+            return await approval.settle(verdict, again, requester, self.log, self.ports)
 
     async def asked(self, number: int = 1) -> list[dict[str, Any]]:
         with anyio.fail_after(5):

@@ -118,4 +118,4 @@ def test_the_spine_screens_before_policy_and_weighs_its_verdict() -> None:
     import fumehood.call
 
     text = Path(fumehood.call.__file__).read_text()
-    assert text.index("verify.check(") < text.index("screen.check(") < text.index("deciding.judged, screened,")
+    assert text.index("verify.check(") < text.index("screen.check(") < text.index("deciding.judged(screened,")
