@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 from http_door import opened
 
+from fumehood.admission import policy
 from fumehood.policies.cedar import Source
 from fumehood.policies.config import PolicyConfig
 from fumehood.policies.policy import default, made
 
 pytestmark = pytest.mark.anyio
 
+NASTY = {"a": 3.0, "b": [1, {"c": "src/../x"}], "é": "e\u0301", "n": 2**53 - 1, "f": 0.1, "t": True, "z": None}
 ONLY_ALICE = '@id("alice") permit (principal == Sender::"http:alice", action == Action::"call", resource);'
 AS_OWNER = '@id("root") permit (principal == Sender::"root", action, resource);'
 
@@ -34,3 +40,22 @@ async def test_a_policy_for_one_sender_lets_nobody_else_in_and_no_token_of_the_o
         # The list that was read for alice is there for everybody; what it names is not.
         refused = (await door.of("b" * 40).call("echo", arguments={"text": "a"})).message["result"]
         assert refused["_meta"]["fumehood/outcome"]["reason"] == "policy_denied"
+
+
+async def test_what_a_server_gets_is_what_the_policy_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[Mapping[str, Any]] = []
+    evaluate = policy.evaluate
+
+    def noting(verified: Any, *rest: Any) -> Any:
+        if verified.call.tool == "echo":
+            judged.append(json.loads(json.dumps(verified.call.arguments)))
+        return evaluate(verified, *rest)
+
+    monkeypatch.setattr(policy, "evaluate", noting)
+    async with opened() as door:
+        result = (await door.call("echo", arguments=NASTY)).message["result"]
+        assert json.loads(result["content"][0]["text"]) == judged[0] == NASTY
+        # What two parsers read in two ways is no request at all.
+        twice = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"a":1,"a":2},"_meta":{}}}'
+        assert (await door.send(twice, mcp_method="tools/call", mcp_name="echo")).status == 400
+    assert len(judged) == 1

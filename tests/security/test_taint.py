@@ -94,14 +94,19 @@ def test_a_file_in_a_workspace_carries_what_its_writers_conversation_held(fresh:
     web = server(fresh, "web", engine, "returns: untrusted", workspace="shared")
     near = server(fresh, "near", engine, "reads: private, effect: external", workspace="shared")
     far = server(fresh, "far", engine, "reads: private, effect: external")
-    with live_gateway(fresh, configure(fresh, f"{{servers: {{{web}, {near}, {far}}}}}", OWNER + "}")) as gateway:
-        assert tools(gateway, "near", "far") == [None, None]
+    (fresh.folder / "workspaces" / "shared" / "inner").mkdir()
+    (fresh.folder / "workspaces" / "link").symlink_to("shared/inner")
+    linked = server(fresh, "linked", engine, "reads: private, effect: external", workspace="link")
+    with live_gateway(fresh, configure(fresh, f"{{servers: {{{web}, {near}, {far}, {linked}}}}}", OWNER + "}")) as gateway:
+        assert tools(gateway, "near", "far", "linked") == [None, None, None]
         result = gateway.call("web__web", write="page.html")
         assert reason(result) is None
         # The sender's own conversation is ended, as if another sender read the file.
         assert fresh.fumehood("policy", "forget", "root", "--json").said["forgotten"] > 0
         assert tools(gateway, "far") == [None]
         assert tools(gateway, "near") == ["policy.taint"]
+        assert fresh.fumehood("policy", "forget", "root", "--json").said["forgotten"] > 0
+        assert tools(gateway, "linked") == ["policy.taint"], "a link to a folder inside"
         assert gateway.end() == 0
     held = fresh.fumehood("policy", "show", "--conversations", "--json").said["taints"]
     assert any(row["place"].endswith("/workspaces/shared") and row["label"] == "untrusted" for row in held)

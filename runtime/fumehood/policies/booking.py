@@ -79,5 +79,13 @@ def _seen(call: ToolCall) -> Seen | None:
         return None
     found = os.fstat(call.workspace_fd)
     writes = files.workspace is WorkspaceMode.DIRECT or (files.workspace is WorkspaceMode.RW and files.commit is not CommitMode.NEVER)
-    path = os.path.normpath(call.workspace_path or "")
+    path = _path_of(call.workspace_fd) or os.path.normpath(call.workspace_path or "")
     return Seen(path=path if path.startswith("/") else "", device=found.st_dev, inode=found.st_ino, writes=writes)
+
+
+def _path_of(directory: int) -> str | None:
+    """Where a directory really is: the name that it was opened by may lead through a link, or around one."""
+    try:
+        return os.readlink(f"/proc/self/fd/{directory}")  # noqa: PTH115 - a Path for one string
+    except OSError:
+        return None
