@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import anyio
 
 from fumehood.evidence.ending import ending, one_line
+from fumehood.evidence.facts import text
 from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.lifecycle import NEXT, Event, State
 from fumehood.model import REMOTE, Deny, Fresh, Grant, Outcome, Plan, Repeat, Result, ToolCall, Verdict, Verified
@@ -29,6 +30,7 @@ from fumehood.reasons import Reason
 
 OPEN_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 5.0
+REASON_CHARS = 200
 Noted = TypeVar("Noted", Verified, Verdict, Grant, Fresh, Plan)
 
 # What the time until a state was spent on.
@@ -113,7 +115,7 @@ class Log:
                 await self.event(Event.GRANT)
             case Grant(approval=Approval() as agreed):
                 # The verdict of the moment that it was spent in: what is decided again may be decided by another rule.
-                await self.event(Event.GRANT, rule=value.verdict.rule, approval=asdict(agreed))
+                await self.event(Event.GRANT, rule=value.verdict.rule, approval=_agreed(agreed))
             case Plan():
                 await self.event(Event.PLAN, **_plan_facts(value))
         return value
@@ -225,6 +227,12 @@ async def record(call: ToolCall, ports: Ports) -> AsyncIterator[Log]:
         raise
     else:
         await log.end()
+
+
+def _agreed(approval: Approval) -> dict[str, Any]:
+    """An approval as facts, which must fit however many had how much to say: the ledger has their words whole."""
+    votes = [{**asdict(vote), "reason": text(vote.reason, REASON_CHARS)} for vote in approval.votes]
+    return {"id": approval.id, "binding": approval.binding, "votes": votes}
 
 
 def _plan_facts(plan: Plan) -> dict[str, Any]:
