@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +72,14 @@ def test_what_is_wrong_is_said_in_its_place(text: str, said: str) -> None:
 
 def chosen(**approvals: Any) -> dict[str, Any]:
     return launch._approving(config.Config(approvals=ApprovalsConfig(**approvals)), 0, "root")
+
+
+def test_the_guides_section_is_a_configuration() -> None:
+    guide = Path(__file__).resolve().parents[2] / "docs" / "approvals.md"
+    (text,) = re.findall(r"```yaml\n# config: fumehood.yaml\n(.*?)```", guide.read_text(), re.DOTALL)
+    found = config.parse(text, "fumehood.yaml").approvals
+    assert found is not None
+    assert (len(found.approvers), found.wait_s, found.callback) == (2, 50, "/approvals/callback")
 
 
 def test_without_approvers_it_is_the_owner_of_the_state_folder() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from fumehood.evidence.facts import text
 from fumehood.lifecycle import Event
 from fumehood.model import REMOTE, Fresh, Grant, Plan, Screened, Verdict, Verified
 from fumehood.permission import Approval
 from fumehood.policies.asked import asked_of, facts_of
 from fumehood.ports import Opened
 from fumehood.screening.judging import facts
+
+REASON_CHARS = 200
 
 
 def noted(value: Verified | Verdict | Grant | Fresh | Plan, opened: Opened) -> tuple[Event, dict[str, Any]] | None:
@@ -32,11 +35,17 @@ def noted(value: Verified | Verdict | Grant | Fresh | Plan, opened: Opened) -> t
             return Event.GRANT, {}
         case Grant(approval=Approval() as agreed):
             # The verdict of the moment that it was spent in: what is decided again may be decided by another rule.
-            return Event.GRANT, {"rule": value.verdict.rule, "approval": asdict(agreed)}
+            return Event.GRANT, {"rule": value.verdict.rule, "approval": _agreed(agreed)}
         case Plan():
             return Event.PLAN, _plan_facts(value)
         case _:
             return None
+
+
+def _agreed(approval: Approval) -> dict[str, Any]:
+    """An approval as facts, which must fit however many had how much to say: the ledger has their words whole."""
+    votes = [{**asdict(vote), "reason": text(vote.reason, REASON_CHARS)} for vote in approval.votes]
+    return {"id": approval.id, "binding": approval.binding, "votes": votes}
 
 
 def _plan_facts(plan: Plan) -> dict[str, Any]:

@@ -42,7 +42,10 @@ def closed(conn: Transaction, task: str, given: Mapping[str, Any], *, at_s: floa
 
 
 def answer(database: Database, verb: str, fields: Mapping[str, Any], *, decides: bool) -> Any:
-    """Answer one of `VERBS`: a call that waited asks what changed, and people ask. A conversation is ended by an operator's own command alone. Raises FumehoodError."""
+    """Answer one of `VERBS`: a call that waited asks what changed, and people ask. Raises FumehoodError.
+
+    A conversation is ended by an operator's own command alone.
+    """
     if verb == "conversation":
         with database.read() as conn:
             return conversations.known(conn, fields["task"], fields["account"], at_s=time.time())

@@ -94,6 +94,13 @@ def test_every_member_comes_from_its_row() -> None:
     }  # fmt: skip
 
 
+def test_a_receipt_names_the_approval_and_whose_it_was() -> None:
+    agreed = {"id": "a", "binding": "sha256:b", "votes": [{"approver": "alice", "identity": "key:k", "how": "signed"}]}
+    events = [(1, 1.0, "decided", '{"decision": "ask"}'), (2, 1.0, "granted", json.dumps({"ms": 1.0, "approval": agreed}))]
+    decision = said(events=events)["predicate"]["decision"]
+    assert (decision["decision"], decision["approvals"]) == ("ask", [agreed])
+
+
 def test_a_call_of_which_little_is_known_has_a_receipt_too() -> None:
     bare = dict.fromkeys(("request_digest", "proof", "session", "readback", "teardown", "files", "timings", "pending", "rule"))
     found = said(record=bare, events=[], leases=[], egress=None, refused=0)
