@@ -105,6 +105,15 @@ class Denial:
         return f"{said} {more}" if (more := _SAID[again(self.reason)]) else said
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way. `where` is the file that the YAML of `line` belongs into, or `shell` for a command."""
+
+    where: str
+    line: str
+    risk: str
+
+
 def of_record(record: Mapping[str, Any]) -> Denial | None:
     """What was told of a recorded call; None of one that ended well, or did not end. Raises ValueError for no record of ours."""
     ended, code = record["result"], record["reason"]

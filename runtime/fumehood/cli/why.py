@@ -21,9 +21,8 @@ from fumehood.reasons import Reason
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fumehood.denial import Denial
+    from fumehood.denial import Denial, Way
     from fumehood.model import Profile
-    from fumehood.profile.allowing import Way
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +42,7 @@ def why(
     from fumehood import denial, launch
     from fumehood.cli.tasks import fetch_egress, fetch_task, ledger_asker
     from fumehood.outward_config import OutwardConfig
+    from fumehood.policies.allowing import policy_ways
     from fumehood.profile.allowing import egress_ways, ways
 
     chosen = replace(launch.settings(), outward=OutwardConfig())  # nobody is called, so no secret is read
@@ -56,7 +56,7 @@ def why(
     if denied is None and not refused:
         state = "is not over yet" if record["result"] is None else "went through, and its gate refused nothing"
         raise FumehoodError(Reason.BAD_REQUEST, f"task {record['task']} {state}", remedy="`fumehood task ID` shows its record.")
-    found = ways(denied, known) if denied is not None else []
+    found = [] if denied is None else [*ways(denied, known), *policy_ways(denied, record)]
     if known is not None:
         found += egress_ways(log["entries"], known)
     changed = known is not None and known.digest != record["profile_digest"]

@@ -8,27 +8,21 @@ JSON, which YAML reads as the same text, so that no name can add a second line.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from fumehood.denial import Denial
+from fumehood.denial import Denial, Way
 from fumehood.model import Limits, Profile, WorkspaceMode
 from fumehood.profile.units import duration_text, size_text
 from fumehood.reasons import Reason
+from fumehood.screening.known import ISSUED
 
+# `rule at place`, as a refusal for a secret tells it.
+_FOUND = re.compile(r"\b([a-z0-9-]+) at (\S+?)(?:,|$| and )")
 # What a profile may say at most.
 _MOST_STRING, _MOST_DEPTH, _MOST_VALUES, _MOST_BYTES = 2**24, 60, 500_000, 2**30
 _NEGLIGIBLE = "Nothing beyond what the profile allows already; the host pays for it."
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """One way. `where` is the file that the YAML of `line` belongs into, or `shell` for a command."""
-
-    where: str
-    line: str
-    risk: str
 
 
 def ways(denial: Denial, profile: Profile | None) -> list[Way]:
@@ -117,6 +111,15 @@ def _arguments(denial: Denial, profile: Profile | None) -> Iterator[Way]:
         yield Way(where=where, line=f"arguments: {{open: [{_quoted(denial.asked.name)}]}}", risk=risk)
 
 
+def _secret(denial: Denial, profile: Profile | None) -> Iterator[Way]:
+    if (found := _FOUND.search(denial.detail)) is None or found[1] == ISSUED:
+        return  # one that was issued here is never let through
+    where = f"{denial.asked.name}{found[2]}" if denial.asked.kind == "tool" and found[2].startswith("/") else "*"
+    line = f'secrets: {{allow: [{{rule: {_quoted(found[1])}, where: {_quoted(where)}, reason: "why it is none"}}]}}'
+    risk = "Whatever looks like that goes to the server from there on, also where it is a secret of somebody's."
+    yield Way(where=_file(denial, profile), line=line, risk=risk)
+
+
 def _limit(write: Callable[[Limits], str]) -> Callable[[Denial, Profile | None], Iterator[Way]]:
     def found(denial: Denial, profile: Profile | None) -> Iterator[Way]:
         if profile is not None:
@@ -187,6 +190,7 @@ _WAYS: Mapping[Reason, Callable[[Denial, Profile | None], Iterator[Way]]] = {
     Reason.TOOL_CHANGED: _pins,
     Reason.TOOL_REJECTED: _pins,
     Reason.ARGUMENTS_INVALID: _arguments,
+    Reason.SECRET_IN_ARGUMENTS: _secret,
     Reason.WALL: _limit(lambda limits: f"wall: {duration_text(2 * limits.wall_s)}"),
     Reason.IDLE: _limit(lambda limits: f"idle: {duration_text(2 * (limits.idle_s or 30))}"),
     Reason.MEMORY: _limit(lambda limits: f"memory: {size_text(2 * limits.memory_bytes)}"),

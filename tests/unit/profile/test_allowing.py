@@ -76,6 +76,15 @@ def test_the_line_loads_and_allows_what_was_refused(profile: Profile, tmp_path: 
     assert holds(made), way.line
 
 
+def test_what_is_no_secret_is_excused_at_its_place_and_what_was_issued_never_is(profile: Profile, tmp_path: Path) -> None:
+    told = replace(denial(Reason.SECRET_IN_ARGUMENTS), detail="github-token at /rows/0/name and 2 more")
+    (way,) = ways(told, profile)
+    made = loaded(tmp_path, json.dumps({**YAML(typ="safe", pure=True).load(BASE), **YAML(typ="safe", pure=True).load(way.line)}))
+    assert [(each.rule, each.where) for each in made.secrets.allow] == [("github-token", "push/rows/0/name")]
+    issued = replace(told, detail="issued-credential at /rows/0/name")
+    assert ways(issued, profile) == []
+
+
 def test_what_a_tool_could_then_do_is_said_of_this_very_profile(profile: Profile) -> None:
     (way,) = ways(denial(Reason.TOOL_NOT_ALLOWED), profile)
     assert "the workspace to read and change, the network places api.example, the credential vault-token" in way.risk
