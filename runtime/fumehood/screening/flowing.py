@@ -1,6 +1,6 @@
 """Secrets in a stream that is passed on as it comes: a request's body, a command's output on a terminal.
 
-Held back is the last word alone, from `HELD_FROM` bytes on and at most `MOST_HELD`: a secret is one word, so one that is cut is seen
+Held back is the last word alone, from `HELD_FROM` letters on and at most `MOST_HELD`: a secret is one word, so one that is cut is seen
 whole before any of it has gone, but for its first few bytes; a prompt without a line end is not delayed. What has gone on is
 remembered for `BEHIND` bytes, because some formats are known by what stands before. A private key has many words: from its first line
 on all of it is taken out, to its last line or for `MOST_KEY` bytes.
@@ -19,6 +19,7 @@ MOST_HELD = 8 * 1024
 BEHIND = 256
 MOST_KEY = 64 * 1024
 _PRIVATE = "private-key"
+_NO_LETTERS = bytes(byte for byte in range(256) if not chr(byte).isalnum() or byte > 127)
 _WORD = re.compile(rb"\S+\Z")
 _KEY_END = re.compile(rb"-----END [A-Z0-9 ]{1,40}-----|Private-MAC: [0-9a-f]{40,64}")
 _KEY_END_BYTES = 80
@@ -55,10 +56,10 @@ class Flow:
         base = len(self._behind)
         every = [span for span in spans(text, self._known) if self._heard(span.rule) and span.end > base]
         cut = len(text) if final else self._cut(text, base, every)
-        due = [span for span in every if span.start < cut]
+        due = [span for span in every if span.end <= cut or (span.start < cut and _goes_on(text, span))]
         for span in due:
             self.found[span.rule] = self.found.get(span.rule, 0) + 1
-            if span.rule == _PRIVATE and span.end == len(text) and not final:
+            if not final and _goes_on(text, span):
                 self._key_left = MOST_KEY
         # Of a secret whose beginning has gone already the rest is taken out all the same.
         here = [Span(max(span.start - base, 0), min(span.end, cut) - base, span.rule) for span in due]
@@ -72,11 +73,15 @@ class Flow:
     def _cut(text: bytes, base: int, every: Sequence[Span]) -> int:
         """Up to where the text may go: what may be the beginning of a secret stays."""
         word = _WORD.search(text, max(base, len(text) - MOST_HELD))
-        cut = len(text) if word is None or len(text) - word.start() < HELD_FROM else word.start()
+        # Of letters and digits there must be so many: a row of dots that tells of progress goes on at once.
+        cut = len(text) if word is None or len(word[0].translate(None, _NO_LETTERS)) < HELD_FROM else word.start()
         for span in every:
-            if span.start < cut < span.end:
+            if _goes_on(text, span):
+                # Its end may have begun.
+                cut = max(span.start, len(text) - _KEY_END_BYTES)
+            elif span.start < cut < span.end:
                 # Nothing of it is cut in two: it stays as a whole if it may go on, and goes as a whole if it does not.
-                cut = span.end if span.rule == _PRIVATE or span.end < len(text) or len(text) - span.start > MOST_HELD else span.start
+                cut = span.end if span.end < len(text) or len(text) - span.start > MOST_HELD else span.start
         return max(cut, base)
 
     def _within_key(self, data: bytes, *, final: bool) -> tuple[bytes, bytes]:
@@ -93,3 +98,8 @@ class Flow:
     def _blank(self, count: int) -> bytes:
         """What a key's further lines leave: nothing, where lengths may change."""
         return b"x" * count if self._keeps_length else b""
+
+
+def _goes_on(text: bytes, span: Span) -> bool:
+    """Whether a private key has not ended with the text."""
+    return span.rule == _PRIVATE and span.end == len(text) and _KEY_END.search(text, span.start) is None
