@@ -50,8 +50,11 @@ def _run(engine: str, rounds: int, seed: int) -> Chaos:
         chaos = Chaos(lab, engine, seed, docker)
         with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
             bar = progress.add_task(engine, total=rounds)
-            for done in chaos.rounds(rounds):
-                progress.update(bar, completed=done, description=f"{engine}: {len(chaos.problems)} problems")
+            try:
+                for done in chaos.rounds(rounds):
+                    progress.update(bar, completed=done, description=f"{engine}: {len(chaos.problems)} problems")
+            except KeyboardInterrupt:
+                console.print("interrupted: what was done until then is judged")
         chaos.judge()
     if chaos.problems:
         console.print(f"what was found lies in {lab.folder}")
@@ -69,6 +72,7 @@ def _table(chaos: Chaos) -> Table:
     for name, count in chaos.ended.most_common():
         table.add_row(f"told: {name}", str(count))
     table.add_row("not answered, the gateway was killed", str(chaos.unanswered))
+    table.add_row("rounds", str(chaos.done))
     table.add_row("gateways", str(chaos.gateways))
     table.add_row("problems", str(len(chaos.problems)), style="green" if not chaos.problems else "red")
     return table

@@ -78,6 +78,7 @@ class Chaos:
     ended: Counter[str] = field(default_factory=Counter)
     unanswered: int = 0
     gateways: int = 0
+    done: int = 0
     problems: list[str] = field(default_factory=list)
     _judged: int = 0
 
@@ -85,22 +86,22 @@ class Chaos:
         """Do them, one a step."""
         chance = random.Random(self.seed)  # noqa: S311 - moments, not secrets
         victims = [*VICTIMS, *(["dockerd"] if self.docker is not None else [])]
-        done = 0
-        while done < count:
+        while self.done < count:
             self.gateways += 1
             with live_gateway(self.lab, self._configuration()) as gateway:
-                for _ in range(min(ROUNDS_OF_ONE, count - done)):
+                for _ in range(min(ROUNDS_OF_ONE, count - self.done)):
                     victim = chance.choice(victims)
                     self._round(gateway, chance, victim)
-                    done += 1
-                    yield done
+                    self.done += 1
+                    yield self.done
                     if victim in MORTAL:
                         break
                 self._end(gateway)
-            self._settled(done)
+            self._settled(self.done)
 
     def judge(self) -> None:
-        """What can be said when all is over."""
+        """What can be said when all is over, or was interrupted."""
+        self._settled(self.done)
         done = self.lab.fumehood("audit", "verify", timeout=300)
         if done.status != 0:
             self.problems.append(f"audit verify: {done.stdout[-2000:]}{done.stderr[-500:]}")
@@ -236,7 +237,7 @@ class Chaos:
     def summary(self) -> dict[str, Any]:
         """Everything that is counted, for machines."""
         return {
-            "engine": self.engine, "seed": self.seed, "gateways": self.gateways, "killed": dict(self.killed), "no box to kill": dict(self.missed),
+            "engine": self.engine, "seed": self.seed, "rounds": self.done, "gateways": self.gateways, "killed": dict(self.killed), "no box to kill": dict(self.missed),
             "answers": len(self.told), "unanswered": self.unanswered, "endings": dict(self.ended), "problems": self.problems,
         }  # fmt: skip
 

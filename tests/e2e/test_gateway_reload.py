@@ -105,6 +105,8 @@ def test_a_broken_configuration_is_one_line_in_the_log_and_the_old_one_stays(rel
             assert said in line
         configure(reload_lab, good, more="boxes: 3")
         assert "`boxes` was changed" in gateway.reload()
+        configure(reload_lab, good, more="queue: {most: 3}")
+        assert "`queue` was changed" in gateway.reload()
         configure(reload_lab, good, more="credentials: {api: {provider: static, token: {env: HOME}}}")
         assert "`egress` or `credentials` was changed" in gateway.reload()
         gateway.file.chmod(0o666)
@@ -116,4 +118,4 @@ def test_a_broken_configuration_is_one_line_in_the_log_and_the_old_one_stays(rel
         configure(reload_lab, good)
         assert "served now: nap" in gateway.reload()
         assert gateway.end() == 0
-    assert len(gateway.log.read_text().splitlines()) == len(broken) + 5
+    assert len(gateway.log.read_text().splitlines()) == len(broken) + 6

@@ -505,6 +505,7 @@ class Box:
             raise BoxFailed(Reason.BOX_DIED, "the box is being removed")
 
     def _up(self) -> tuple[Launched, Spec]:
+        self._check_alive()
         if self._launched is None or self._spec is None:
             raise Refused(Deny(reason=Reason.BAD_REQUEST, rule="broker", detail="the box was not made"))
         return self._launched, self._spec

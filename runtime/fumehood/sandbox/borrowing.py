@@ -27,6 +27,7 @@ class Borrowed:
         self._visitor = visitor
         self._log = log
         self._inside = False
+        self._began = False
         self.way_out: WayOut | None = None
 
     @property
@@ -49,6 +50,7 @@ class Borrowed:
         self._inside = True
         await self._visitor.thaw()
         await self._log.event(Event.START, visit=self._visitor.number, readback=self._visitor.readback)
+        self._began = True
 
     async def leave(self) -> Usage:
         """Stop the server where it stands; what the call used. Idempotent."""
@@ -59,7 +61,8 @@ class Borrowed:
             usage = await self._visitor.freeze()
         except BoxFailed:
             usage = Usage()  # the server has ended, and with it whatever hosts it
-        await self._log.event(Event.EXIT, usage=asdict(usage))
+        if self._began:  # not where the server had ended before it could go on
+            await self._log.event(Event.EXIT, usage=asdict(usage))
         return usage
 
     async def park(self, seconds: float) -> None:
