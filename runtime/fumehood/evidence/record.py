@@ -108,7 +108,7 @@ class Log:
                 raise Repeated(value)
             case Verified():
                 image = value.image
-                seen = facts_of(asked_of(value.call, self._opened.booked.conversation, 0, 0.0))
+                seen = facts_of(asked_of(value.call, self._opened.booked.conversation, 0, 0.0, self._policy.config))
                 if image is None:
                     await self.event(Event.VERIFY, image=None, asked=seen)
                 else:

@@ -25,6 +25,7 @@ from fumehood.policies.reading import read
 
 BUDGETS = """
 policy:
+  groups: {dev: ['http:al*', root], ops: []}
   files: [/etc/fumehood/policies/*.cedar]
   conversation: {kept: 2h}
   budgets:
@@ -38,6 +39,7 @@ policy:
 def test_a_section_becomes_a_value() -> None:
     found = config.parse(BUDGETS, "f").policy
     assert (found.files, found.shipped, found.kept_s) == (("/etc/fumehood/policies/*.cedar",), ("owner", "taint"), 7200.0)
+    assert found.groups == (("dev", ("http:al*", "root")), ("ops", ()))
     assert found.budgets == (
         Budget(name="calls", unit=Unit.CALLS, most=20, per_s=3600, tools=("git/*",)),
         Budget(name="time", unit=Unit.CPU, most=600, per_s=86400, senders=("http:*",), each=()),
@@ -105,8 +107,9 @@ def test_files_are_read_in_order_each_once_and_only_if_nobody_else_could_have_wr
 @pytest.mark.parametrize(
     ("sender", "tool", "charged"),
     [
-        (Sender(uid=0, name="root"), "git_log", {"calls": 1.0, "units": 7.0}),
-        (Sender(uid=0, name="http:alice"), "git_log", {"calls": 1.0, "time": 120.0, "units": 7.0}),
+        (Sender(uid=0, name="root"), "git_log", {"calls": 1.0, "out": 0.0, "units": 7.0}),
+        (Sender(uid=0, name="http:alice"), "git_log", {"calls": 1.0, "out": 0.0, "time": 120.0, "units": 7.0}),
+        (Sender(uid=0, name="http:bob"), "git_log", {"calls": 1.0, "time": 120.0, "units": 7.0}),
         (Sender(uid=0, name="key:bob", groups=("dev",)), "other", {"calls": 1.0, "out": 0.0, "units": 1.0}),
     ],
 )
