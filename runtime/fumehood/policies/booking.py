@@ -24,7 +24,8 @@ def account_of(call: ToolCall, config: PolicyConfig) -> Account:
         return Account()
     labels = labels_of(call)
     return Account(
-        kept_s=config.kept_s, tool=named.id, taints=tuple(label for label in TAINTS if label in labels), workspace=_seen(call),
+        kept_s=config.kept_s, tool=named.id, remembered=named.type == "Tool",
+        taints=tuple(label for label in TAINTS if label in labels), workspace=_seen(call),
         charges=tuple(charges(call, named, config)),
     )  # fmt: skip
 

@@ -123,3 +123,9 @@ def test_a_call_is_charged_to_the_budgets_that_it_fits_at_its_worst(sender: Send
 def test_what_a_front_door_does_on_its_own_is_booked_nowhere() -> None:
     call = replace(fakes.call(tool=None), kind=Kind.SESSION)
     assert account_of(call, config.parse(BUDGETS, "f").policy).tool is None
+
+
+@pytest.mark.parametrize(("kind", "remembered"), [(Kind.TOOL, True), (Kind.PROMPT, False), (Kind.RESOURCE, False), (Kind.COMPLETION, False)])
+def test_a_prompt_or_resource_with_a_tools_name_is_not_that_tool_in_an_order(kind: Kind, remembered: bool) -> None:
+    account = account_of(replace(fakes.call(), kind=kind, server="git"), PolicyConfig())
+    assert (account.tool, account.remembered) == ("git/git_log", remembered)
