@@ -35,7 +35,7 @@ def evaluate(verified: Screened, policy: Policy, booked: Booked, owner_uid: int,
             rule=f"profile.{_FIELDS[call.kind]}",
             detail=f"the profile {call.profile.name} does not allow the {kind} `{call.tool or '':.100}`",
         )  # fmt: skip
-    asked = asked_of(call, booked.conversation, owner_uid, now_s)
+    asked = asked_of(call, booked.conversation, owner_uid, now_s, policy.config)
     ruling = rule_on(policy.rules, asked, booked.spent)
     match ruling.decision:
         case Decision.DENY:

@@ -83,21 +83,24 @@ def show(
         "digest": policy.digest, "kept_s": policy.config.kept_s,
         "policies": [rule_facts(rule) | {"text": rule.text} for rule in policy.rules.rules],
         "budgets": [asdict(each) for each in policy.config.budgets],
+        "groups": {group: list(members) for group, members in policy.config.groups},
     }  # fmt: skip
     lines = [f"// {rule.id}: {_origin(rule)}\n{rule.text}\n" for rule in policy.rules.rules]
+    lines += [f"group {group}: {', '.join(members)}" for group, members in policy.config.groups]
     lines += [_budget(each) for each in policy.config.budgets]
     write(said, lines or ["no policy: nobody may call anything"], as_json=as_json)
 
 
 def run_cases(files: Files = None, *, config: Configured = None, as_json: AsJson = False) -> None:
     """Try the cases that are kept beside the policies (NAME.cases.yaml). Exit 1 when one fails, or there is none."""
+    from fumehood.policies.asked import grouped
     from fumehood.policies.deciding import rule_on
 
     policy = chosen_policy(files, config)
     touched: set[str] = set()
     results = []
     for file, case in _cases(policy):
-        ruling = rule_on(policy.rules, case.question())
+        ruling = rule_on(policy.rules, grouped(case.question(), policy.config))
         ids = [rule.id for rule in ruling.rules]
         touched.update(ids)
         right = ruling.decision == case.expect and (case.rule is None or case.rule in ids) and not ruling.errors

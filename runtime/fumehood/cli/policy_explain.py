@@ -39,6 +39,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Say what decides a call, and the smallest change that would loosen the decision."""
+    from fumehood.policies.asked import grouped
     from fumehood.policies.deciding import rule_on
     from fumehood.policies.flipping import flips
     from fumehood.policies.replaying import nearest
@@ -48,10 +49,10 @@ def explain(
         raise FumehoodError(Reason.BAD_REQUEST, "name either SERVER/TOOL or --task ID")
     arguments = dict(_argument(each) for each in argument or ())
     if task is not None:
-        asked = replace(_recorded(task, os.getuid()), arguments=arguments)
+        asked = replace(grouped(_recorded(task, os.getuid()), policy.config), arguments=arguments)
     else:
         case = _asked_case(call or "", sender, group or (), label or (), taint or (), done or ())
-        asked = replace(_configured(case, config), arguments=arguments)
+        asked = replace(_configured(grouped(case, policy.config), config), arguments=arguments)
     ruling = rule_on(policy.rules, asked)
     found = flips(policy.rules, asked)
     near = nearest(policy, asked) if ruling.decision.value == "deny" else ()
@@ -79,6 +80,7 @@ def replay_(
     as_json: AsJson = False,
 ) -> None:
     """Say what policies would have decided otherwise of the last calls. What depends on arguments is unknown: none are recorded."""
+    from fumehood.policies.asked import grouped
     from fumehood.policies.replaying import replay
 
     policy = chosen_policy(files, config)
@@ -88,7 +90,7 @@ def replay_(
         if asked is None or before is None:
             skipped += 1
             continue
-        after = sets.decision(asked)
+        after = sets.decision(grouped(asked, policy.config))
         if after is None:
             unknown += 1
         elif after == before:

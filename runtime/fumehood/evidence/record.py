@@ -126,7 +126,7 @@ class Log:
                 raise Refused(value)
             case Repeat():
                 raise Repeated(value)
-        if (step := noted(value, self._opened)) is not None:
+        if (step := noted(value, self._opened, self._policy.config)) is not None:
             event, facts = step
             await self.event(event, **facts)
         return value

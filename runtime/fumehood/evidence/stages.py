@@ -10,19 +10,22 @@ from fumehood.lifecycle import Event
 from fumehood.model import REMOTE, Fresh, Grant, Plan, Screened, Verdict, Verified
 from fumehood.permission import Approval
 from fumehood.policies.asked import asked_of, facts_of
+from fumehood.policies.config import PolicyConfig
 from fumehood.ports import Opened
 from fumehood.screening.judging import facts
 
 REASON_CHARS = 200
 
 
-def noted(value: Verified | Verdict | Grant | Fresh | Plan, opened: Opened) -> tuple[Event, dict[str, Any]] | None:
+def noted(
+    value: Verified | Verdict | Grant | Fresh | Plan, opened: Opened, config: PolicyConfig
+) -> tuple[Event, dict[str, Any]] | None:
     """The step that a stage's value is, with its facts; None where that is no step of its own."""
     match value:
         case Screened():
             return None  # what was found is told with the decision
         case Verified():
-            asked = facts_of(asked_of(value.call, opened.booked.conversation, 0, 0.0))
+            asked = facts_of(asked_of(value.call, opened.booked.conversation, 0, 0.0, config))
             image = value.image
             if image is None:
                 return Event.VERIFY, {"image": None, "asked": asked}

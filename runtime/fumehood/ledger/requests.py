@@ -240,7 +240,8 @@ _CHARGE = _fields({
     **dict.fromkeys(("amount", "most", "per_s"), _amount),
 })  # fmt: skip
 _ACCOUNT = _fields({
-    "kept_s": _amount, "tool": _text(2 * TEXT_CHARS), "taints": _list_of(_one_of(Taint), 2), "workspace": _maybe(_SEEN),
+    "kept_s": _amount, "tool": _text(2 * TEXT_CHARS), "remembered": _flag, "taints": _list_of(_one_of(Taint), 2),
+    "workspace": _maybe(_SEEN),
     "charges": _list_of(_CHARGE, CHARGES),
 })  # fmt: skip
 _REVOKED = _fields({"gone": _flag, "asked": _text(TEXT_CHARS), "answer": _text(TEXT_CHARS)})

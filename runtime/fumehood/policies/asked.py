@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fumehood.model import Kind, Scope, Sender, ToolCall
+from fumehood.policies.config import PolicyConfig
 from fumehood.policies.known import Conversation
 from fumehood.policies.labels import labels_of
 from fumehood.policies.naming import Named, resource_of
@@ -29,13 +30,20 @@ class Asked:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def asked_of(call: ToolCall, conversation: Conversation, owner: int, at_s: float) -> Asked:
+def grouped(asked: Asked, config: PolicyConfig) -> Asked:
+    """The same, of a sender with all its groups."""
+    sender = asked.sender
+    return replace(asked, sender=replace(sender, groups=config.groups_of(sender.name, sender.groups)))
+
+
+def asked_of(call: ToolCall, conversation: Conversation, owner: int, at_s: float, config: PolicyConfig) -> Asked:
     """What a call asks."""
-    return Asked(
+    asked = Asked(
         sender=call.sender, resource=resource_of(call), kind=call.kind.value, door=call.front_door, profile=call.profile.name,
         scope=call.profile.scope.value, owner=owner, at_s=at_s, labels=labels_of(call), conversation=conversation,
         arguments=call.arguments,
     )  # fmt: skip
+    return grouped(asked, config)
 
 
 def facts_of(asked: Asked) -> dict[str, Any]:

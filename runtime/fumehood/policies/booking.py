@@ -24,15 +24,17 @@ def account_of(call: ToolCall, config: PolicyConfig) -> Account:
         return Account()
     labels = labels_of(call)
     return Account(
-        kept_s=config.kept_s, tool=named.id, taints=tuple(label for label in TAINTS if label in labels), workspace=_seen(call),
-        charges=tuple(charges(call, named, config.budgets)),
+        kept_s=config.kept_s, tool=named.id, remembered=named.type == "Tool",
+        taints=tuple(label for label in TAINTS if label in labels), workspace=_seen(call),
+        charges=tuple(charges(call, named, config)),
     )  # fmt: skip
 
 
-def charges(call: ToolCall, named: Named, budgets: tuple[Budget, ...]) -> Iterator[Charge]:
+def charges(call: ToolCall, named: Named, config: PolicyConfig) -> Iterator[Charge]:
     """What a call takes at most of each budget that is about it. Pure."""
-    for budget in budgets:
-        if not _fits(call, named, budget):
+    groups = config.groups_of(call.sender.name, call.sender.groups)
+    for budget in config.budgets:
+        if not _fits(call.sender.name, groups, named, budget):
             continue
         who = [call.sender.tenant, call.sender.name, call.sender.uid] if "sender" in budget.each else []
         what = [named.id] if "tool" in budget.each else []
@@ -47,12 +49,8 @@ def _short(key: str) -> str:
     return key if len(key) <= _KEY_CHARS else digest_of(key)
 
 
-def _fits(call: ToolCall, named: Named, budget: Budget) -> bool:
-    return (
-        _any((call.sender.name,), budget.senders)
-        and _any(call.sender.groups, budget.groups)
-        and _any((named.id,), budget.tools)
-    )
+def _fits(sender: str, groups: tuple[str, ...], named: Named, budget: Budget) -> bool:
+    return _any((sender,), budget.senders) and _any(groups, budget.groups) and _any((named.id,), budget.tools)
 
 
 def _any(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:

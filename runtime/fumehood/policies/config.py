@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from fumehood.policies.known import Unit
 
@@ -33,10 +34,16 @@ class Budget:
 class PolicyConfig:
     """Which policies hold. `files` are absolute paths, the last part of one a pattern perhaps; `shipped` the names of ours.
 
-    `kept_s` is how long a conversation is remembered.
+    `groups` have patterns of senders' names; `kept_s` is how long a conversation is remembered.
     """
 
     files: tuple[str, ...] = ()
     shipped: tuple[str, ...] = DEFAULT
     budgets: tuple[Budget, ...] = ()
+    groups: tuple[tuple[str, tuple[str, ...]], ...] = ()
     kept_s: float = KEPT_S
+
+    def groups_of(self, sender: str, given: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """The groups of a sender: those `given` with its key, and those whose patterns its name fits."""
+        ours = (group for group, members in self.groups if any(fnmatchcase(sender, member) for member in members))
+        return tuple(sorted({*given, *ours}))

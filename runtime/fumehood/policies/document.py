@@ -14,6 +14,7 @@ from fumehood.profile.source import Source
 
 MAX_FILES = 64
 MAX_BUDGETS = 32
+MAX_GROUPS = 256
 _GLOB_CHARS = 256
 SUFFIX = ".cedar"
 
@@ -69,6 +70,9 @@ class PolicySection(Strict):
     shipped: tuple[Literal["owner", "senders", "taint"], ...] = Field(
         default=("owner", "taint"), strict=False, description="Which of the policies that ship hold as well."
     )
+    groups: dict[Glob, list[Glob]] = Field(
+        default_factory=dict, max_length=MAX_GROUPS, description="Groups, with the names (or patterns) of the senders in them."
+    )
     budgets: tuple[BudgetSection, ...] = Field(
         default=(), max_length=MAX_BUDGETS, strict=False, description="How much may be used, by whom."
     )
@@ -94,7 +98,10 @@ def plain(section: PolicySection, source: Source) -> PolicyConfig:
             budgets.append(_budget(each, units[0]))
     if problems:
         raise Problems(problems)
-    return PolicyConfig(files=section.files, shipped=section.shipped, budgets=tuple(budgets), kept_s=section.conversation.kept)
+    return PolicyConfig(
+        files=section.files, shipped=section.shipped, budgets=tuple(budgets), kept_s=section.conversation.kept,
+        groups=tuple((group, tuple(members)) for group, members in sorted(section.groups.items())),
+    )  # fmt: skip
 
 
 def _budget(section: BudgetSection, unit: Unit) -> Budget:

@@ -56,10 +56,14 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What the ledger books a call as, when its record is opened. `tool` is what ends well or not; None: nothing is booked."""
+    """What the ledger books a call as, when its record is opened. `tool` is what is called; None: nothing is booked.
+
+    `remembered`: a conversation remembers that it ended well. Not for what a caller can give ever new names, such as resources.
+    """
 
     kept_s: float = 24 * 3600.0
     tool: str | None = None
+    remembered: bool = True
     taints: tuple[str, ...] = ()
     workspace: Seen | None = None
     charges: tuple[Charge, ...] = ()

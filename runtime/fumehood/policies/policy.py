@@ -35,7 +35,8 @@ class Texts:
         config = _tuples(has["config"])
         budgets = tuple(Budget(**{**each, "unit": Unit(each["unit"])}) for each in map(_tuples, config["budgets"]))
         sources = tuple(Source(**each) for each in has["sources"])
-        return Texts(config=PolicyConfig(**{**config, "budgets": budgets}), schema=has["schema"], sources=sources)
+        groups = tuple((group, tuple(members)) for group, members in config["groups"])
+        return Texts(config=PolicyConfig(**{**config, "budgets": budgets, "groups": groups}), schema=has["schema"], sources=sources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

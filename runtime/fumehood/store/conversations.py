@@ -2,7 +2,8 @@
 
 Each function runs inside a transaction. Invariants: a conversation is its sender's, over whatever connections; what a call taints is
 written when its record is opened, before it runs, in the transaction that tells it what there was, so that of two calls at once one
-sees the other; a call that never ran leaves nothing. A row says which call it is of, and of those that have ended the last is enough.
+sees the other; a call that never ran leaves nothing. The last `TOOLS` tools are remembered. A row of taint says which call it is of,
+and of those that have ended the last is enough.
 
 A workspace is its directory by number, and by name: what lies in it, or around it, is the same files.
 """
@@ -15,6 +16,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fumehood.store.database import Transaction
+
+# Of the names that one conversation remembers: a decision is told them all, in one message.
+TOOLS = 256
 
 _FRESH = "SELECT DISTINCT label FROM taints WHERE (place = ? OR (place > ? AND place < ?)) AND (at > ? OR settled = 0) AND task <> ?"
 _TAINT = "INSERT OR IGNORE INTO taints (place, label, task, at, settled) VALUES (?, ?, ?, ?, 0)"
@@ -30,6 +34,11 @@ _END = """
     INSERT INTO tools_done (sender, tool, number, at)
     VALUES (:sender, :tool, (SELECT coalesce(max(number), 0) + 1 FROM tools_done WHERE sender = :sender), :at)
     ON CONFLICT (sender, tool) DO UPDATE SET number = excluded.number, at = excluded.at
+"""
+_FEWER = """
+    DELETE FROM tools_done WHERE sender = :sender AND number <= (
+      SELECT number FROM tools_done WHERE sender = :sender ORDER BY number DESC LIMIT 1 OFFSET :most
+    )
 """
 _BOOK = "INSERT INTO accounts (task, sender, tool) VALUES (?, ?, ?)"
 _WHOSE = "SELECT sender FROM accounts WHERE task = ?"
@@ -49,7 +58,7 @@ def begin(conn: Transaction, record: Mapping[str, Any], account: Mapping[str, An
     for place in places:
         for label in sorted({*before["taint"], *account["taints"]}):
             conn.run(_TAINT, (place, label, task, at_s))
-    conn.run(_BOOK, (task, sender, account["tool"]))
+    conn.run(_BOOK, (task, sender, account["tool"] if account["remembered"] else None))
     return before
 
 
@@ -67,7 +76,7 @@ def _known(conn: Transaction, task: str, sender: str, account: Mapping[str, Any]
         for place in _around(workspace):
             taint |= set(_labels(conn, place, since_s, task))
         taint |= set(_labels(conn, f"path:{workspace['path']}", since_s, task, within=True)) if workspace["path"] else set()
-    after = done.get(tool, -1)
+    after = done.get(tool, -1) if account["remembered"] else -1
     return {
         "done": sorted(done), "since": sorted(name for name, number in done.items() if number > after and name != tool),
         "taint": sorted(taint),
@@ -84,8 +93,9 @@ def end(conn: Transaction, task: str, *, ran: bool, well: bool, at_s: float) -> 
         return
     conn.run(_OLDER, {"task": task})
     conn.run(_SETTLE, {"task": task, "at": at_s})
-    if well:
+    if well and found[1] is not None:
         conn.run(_END, {"sender": found[0], "tool": found[1], "at": at_s})
+        conn.run(_FEWER, {"sender": found[0], "most": TOOLS})
 
 
 def forget(conn: Transaction, sender: str) -> int:

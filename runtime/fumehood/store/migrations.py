@@ -197,7 +197,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """
         CREATE TABLE accounts (
           task TEXT PRIMARY KEY NOT NULL REFERENCES records (task),
-          sender TEXT NOT NULL, tool TEXT NOT NULL
+          sender TEXT NOT NULL, tool TEXT
         ) STRICT, WITHOUT ROWID
         """,
         """

@@ -226,3 +226,22 @@ def test_who_may_call_tools_and_not_have_their_list_read_is_told_what_to_permit(
     found = judged(of(f'permit (principal, {BOTH}, resource == Tool::"git/git_log");'), a_call(kind=Kind.COMMAND, tool=None, front_door="catalogue"))
     assert isinstance(found, Deny)
     assert found.remedy == 'Permit `resource == Server::"git"` to who may call its tools.'
+
+
+@pytest.mark.parametrize(
+    ("sender", "wanted"),
+    [
+        (Sender(uid=0, name="http:alice"), Decision.ALLOW),
+        (Sender(uid=0, name="oauth:bob@login.example.org"), Decision.ALLOW),
+        (Sender(uid=0, name="key:carol", groups=("dev",)), Decision.ALLOW),
+        (Sender(uid=0, name="alice"), Decision.DENY),
+        (Sender(uid=0, name="http:alice2"), Decision.DENY),
+        (Sender(uid=0, name="oauth:bob@evil.example"), Decision.DENY),
+        (Sender(uid=0, name="unix:http:alice"), Decision.DENY),
+    ],
+)
+def test_groups_are_what_the_operator_says_of_a_sender_at_its_door(sender: Sender, wanted: Decision) -> None:
+    config = PolicyConfig(shipped=(), groups=(("dev", ("http:alice", "oauth:*@login.example.org")),))
+    by = made(config, [Source(name="a.cedar", text='permit (principal in Group::"dev", action, resource);')])
+    assert decision(by, a_call(sender=sender)) is wanted
+    assert decision(checked(Texts.read(by.texts.written())), a_call(sender=sender)) is wanted

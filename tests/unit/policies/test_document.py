@@ -25,6 +25,7 @@ from fumehood.policies.reading import read
 
 BUDGETS = """
 policy:
+  groups: {dev: ['http:al*', root], ops: []}
   files: [/etc/fumehood/policies/*.cedar]
   conversation: {kept: 2h}
   budgets:
@@ -38,6 +39,7 @@ policy:
 def test_a_section_becomes_a_value() -> None:
     found = config.parse(BUDGETS, "f").policy
     assert (found.files, found.shipped, found.kept_s) == (("/etc/fumehood/policies/*.cedar",), ("owner", "taint"), 7200.0)
+    assert found.groups == (("dev", ("http:al*", "root")), ("ops", ()))
     assert found.budgets == (
         Budget(name="calls", unit=Unit.CALLS, most=20, per_s=3600, tools=("git/*",)),
         Budget(name="time", unit=Unit.CPU, most=600, per_s=86400, senders=("http:*",), each=()),
@@ -105,8 +107,9 @@ def test_files_are_read_in_order_each_once_and_only_if_nobody_else_could_have_wr
 @pytest.mark.parametrize(
     ("sender", "tool", "charged"),
     [
-        (Sender(uid=0, name="root"), "git_log", {"calls": 1.0, "units": 7.0}),
-        (Sender(uid=0, name="http:alice"), "git_log", {"calls": 1.0, "time": 120.0, "units": 7.0}),
+        (Sender(uid=0, name="root"), "git_log", {"calls": 1.0, "out": 0.0, "units": 7.0}),
+        (Sender(uid=0, name="http:alice"), "git_log", {"calls": 1.0, "out": 0.0, "time": 120.0, "units": 7.0}),
+        (Sender(uid=0, name="http:bob"), "git_log", {"calls": 1.0, "time": 120.0, "units": 7.0}),
         (Sender(uid=0, name="key:bob", groups=("dev",)), "other", {"calls": 1.0, "out": 0.0, "units": 1.0}),
     ],
 )
@@ -120,3 +123,9 @@ def test_a_call_is_charged_to_the_budgets_that_it_fits_at_its_worst(sender: Send
 def test_what_a_front_door_does_on_its_own_is_booked_nowhere() -> None:
     call = replace(fakes.call(tool=None), kind=Kind.SESSION)
     assert account_of(call, config.parse(BUDGETS, "f").policy).tool is None
+
+
+@pytest.mark.parametrize(("kind", "remembered"), [(Kind.TOOL, True), (Kind.PROMPT, False), (Kind.RESOURCE, False), (Kind.COMPLETION, False)])
+def test_a_prompt_or_resource_with_a_tools_name_is_not_that_tool_in_an_order(kind: Kind, remembered: bool) -> None:
+    account = account_of(replace(fakes.call(), kind=kind, server="git"), PolicyConfig())
+    assert (account.tool, account.remembered) == ("git/git_log", remembered)

@@ -153,3 +153,17 @@ def test_an_operator_can_end_a_conversation_and_no_call_under_way_is_forgotten(c
 def test_an_account_is_written_as_it_is_read() -> None:
     account = Account(tool="a/b", taints=("untrusted",), workspace=at("/w"))
     assert checked("open", json.loads(json.dumps(opening(call(), account))))[1]["account"] == {**asdict(account), "taints": ["untrusted"], "charges": []}
+
+
+def test_what_can_have_ever_new_names_is_not_remembered_and_of_tools_the_last_are(conn: Transaction) -> None:
+    account = Account(kept_s=KEPT_S, tool="git/git_diff", remembered=False)
+    one = replace(call(), sender=ALICE)
+    booking.opened(conn, opening(one, account), at_s=10.0)
+    ended(conn, one)
+    assert done(conn, "git/commit").conversation.done == frozenset()
+    for number in range(conversations.TOOLS + 5):
+        done(conn, f"s/t{number}")
+    found = done(conn, "git/commit").conversation.done
+    assert len(found) == conversations.TOOLS
+    assert f"s/t{conversations.TOOLS + 4}" in found
+    assert "s/t0" not in found
