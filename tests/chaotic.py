@@ -38,6 +38,7 @@ HELD = PROFILE + "scope: session\n"
 TOOLS = {"refused": "mixed__forbidden", "session": "held__end"}
 CALLS = 6
 ROUNDS_OF_ONE = 8  # a gateway that outlives its rounds is ended by its client after so many
+FAULTS = frozenset({"internal", "bad_request", "readback_mismatch"})  # whatever was killed, it was ours to expect
 SETTLED_S = 15.0
 LOOKED_FOR_S = 1.0  # a box, where there is none at the moment of its kill
 # The weights make most calls long enough to be met by a kill.
@@ -157,6 +158,8 @@ class Chaos:
         if told is None:
             self.problems.append(f"{ending} beside {victim}: an answer without a task: {json.dumps(answer)[:400]}")
             return
+        if told.reason in FAULTS:
+            self.problems.append(f"{ending} beside {victim}: {json.dumps(answer)[:400]}")
         self.told.append(told)
         self.ended[f"{told.result} {told.reason or ''}".strip()] += 1
 
