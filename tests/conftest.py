@@ -12,10 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from lab import Lab, docker_answers, needs_oci
 
+# No test is timed: a busy machine fails none.
+hypothesis.settings.register_profile("fumehood", deadline=None)
+hypothesis.settings.load_profile("fumehood")
 _skipped: list[str] = []
 
 
