@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from fumehood.approval_prompt import votes_of
-from fumehood.evidence.client import opening
+from fumehood.evidence.client import closing, opening
 from fumehood.faults import BoxFailed, LedgerGone, Refused
+from fumehood.ledger import booking
 from fumehood.lifecycle import NEXT, State
 from fumehood.model import (
     Binding,
@@ -37,6 +38,7 @@ from fumehood.model import (
     task_id,
 )
 from fumehood.permission import Approval, Need
+from fumehood.policies.known import Account, Booked
 from fumehood.ports import (
     Definition,
     EgressEntry,
@@ -113,13 +115,15 @@ class FakeLedger:
     keys: dict[tuple[Sender, str], tuple[str, str]] = field(default_factory=dict)
     now_s: float = 1_000_000.0
 
-    async def open(self, call: ToolCall) -> Opened:
+    async def open(self, call: ToolCall, account: Account | None = None) -> Opened:
         self._check()
         if call.task in self.states:
             raise _not_possible("open", call.task)
         self.states[call.task] = State.OPEN
         self.calls[call.task] = call
-        return Opened() if call.pin is None or call.pin_of is None else Opened(pin=self.pin_state(call))
+        said = booking.opened(self.pins, opening(call, account), at_s=time.time())
+        booked = Booked() if said is None else Booked.of(said)
+        return Opened(pin=None if call.pin is None or call.pin_of is None else self.pin_state(call), booked=booked)
 
     async def pins_seen(
         self, of: PinOf, profile: str, declared: str, definitions: Sequence[Definition]
@@ -239,6 +243,7 @@ class FakeLedger:
             raise _not_possible("close", outcome.task)
         self.states[outcome.task] = State.CLOSED
         self.closed[outcome.task] = outcome
+        booking.closed(self.pins, outcome.task, closing(outcome), at_s=time.time())
         ran = any((task, state) == (outcome.task, State.BOUND) for task, state, _ in self.events)
         if outcome.result is Result.REFUSED or not ran:
             self.keys = {name: taken for name, taken in self.keys.items() if taken[0] != outcome.task}

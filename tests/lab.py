@@ -31,6 +31,8 @@ import pytest
 import fumehood
 from fumehood.broker.ids import RANGE
 
+# Without it nobody but the owner may call: over HTTP, nobody.
+SENDERS = "policy: {shipped: [owner, senders, taint]}\n"
 PARENT = Path("/var/lib/fumehood-tests")
 STORE = Path("/var/lib/fumehood/images")
 FUMEHOOD = Path(sys.executable).parent / "fumehood"
@@ -267,7 +269,7 @@ def new_folder(mark: str, *names: str) -> Path:
     folder = PARENT / f"{os.getpid()}{mark}"
     for name in ("", *names):
         (folder / name).mkdir(mode=0o711)
-    (folder / "fumehood.yaml").write_text(f"accept_risk: [{', '.join(RISKS)}]\n")
+    (folder / "fumehood.yaml").write_text(f"accept_risk: [{', '.join(RISKS)}]\n{SENDERS}")
     return folder
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import FUMEHOOD, RISKS, Lab, children, descendants, pids
+from lab import FUMEHOOD, RISKS, SENDERS, Lab, children, descendants, pids
 
 NAPPER = Path(__file__).parent / "e2e" / "servers" / "napper.py"
 META = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
@@ -107,9 +107,14 @@ class LiveGateway:
 
 
 def configure(of: Lab, gateway: str, more: str = "") -> Path:
-    """Write a configuration with this `gateway:` section; engines' risks are accepted."""
+    """Write a configuration with this `gateway:` section; engines' risks are accepted, and all senders unless `more` has a policy.
+
+    Nobody is there to approve anything, so no request is held open for that, unless `more` says how long.
+    """
     path = of.folder / "gateway.yaml"
-    path.write_text(f"accept_risk: [{', '.join(RISKS)}]\n{more}\ngateway: {gateway}\n")
+    policy = "" if "policy:" in more else SENDERS
+    approvals = "" if "approvals:" in more else "approvals: {wait: 0s}\n"
+    path.write_text(f"accept_risk: [{', '.join(RISKS)}]\n{policy}{approvals}{more}\ngateway: {gateway}\n")
     path.chmod(0o644)
     return path
 

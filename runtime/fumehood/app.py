@@ -65,6 +65,7 @@ async def open_runtime(processes: Processes[Any]) -> AsyncIterator[Runtime]:
             clock=clock,
             owner_uid=settings.caller_uid,
             outward=outward_of(processes.outward),
+            policies=processes.policies,
             approvals=_approvals(settings, tell),
         )
         async with _ended_by_operators(broker, ports.halting), sweeping(ports.ledger, ports.outward.providers):

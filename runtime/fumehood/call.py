@@ -21,8 +21,8 @@ async def run_call(call: ToolCall, work: Work, ports: Ports) -> Outcome:
     recall = execution.recall_of(work)
     async with evidence.record(call, ports) as log:
         verified = await log.note(verify.check(call, ports.images, log.opened.pin))
-        judge = partial(policy.evaluate, verified, ports.owner_uid)
-        verdict = await log.note(judge())
+        judge = partial(policy.evaluate, verified, booked=log.opened.booked, owner_uid=ports.owner_uid)
+        verdict = await log.note(judge(log.policy, now_s=ports.clock.wall_s()))
         grant = await log.note(await approval.settle(verdict, judge, execution.requester_of(work), log, ports))
         fresh = await log.note(await once.claim(grant, recall, ports))
         plan = await log.note(sandbox.plan(fresh))

@@ -17,6 +17,7 @@ from fumehood.approvals_config import ApprovalsConfig
 from fumehood.faults import FumehoodError
 from fumehood.gateway_config import GatewayConfig
 from fumehood.outward_config import OutwardConfig
+from fumehood.policies.config import PolicyConfig
 from fumehood.reasons import Reason
 from fumehood.safe_files import read_trusted
 
@@ -46,6 +47,7 @@ class Config:
     outward: OutwardConfig = field(default_factory=OutwardConfig)
     approvals: ApprovalsConfig | None = None
     witnesses: tuple[tuple[str, str, bool], ...] = ()
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     file: str | None = None
 
 
@@ -114,6 +116,8 @@ def parse(text: str, file: str) -> Config:
         if {"egress", "credentials"} & fields.keys():
             fields["outward"] = _outward(read, source)
             fields = {name: value for name, value in fields.items() if name not in ("egress", "credentials")}
+        if fields.pop("policy", None) is not None:
+            fields["policy"] = _policy(read, source)
         if fields.get("approvals") is not None:
             fields["approvals"] = _approvals(read, source)
         if fields.pop("evidence", None) is not None:
@@ -156,6 +160,13 @@ def _witnesses(read: Any, source: Source) -> tuple[tuple[str, str, bool], ...]:
     from fumehood.evidence_document import plain
 
     return plain(read.evidence, source)
+
+
+def _policy(read: Any, source: Source) -> PolicyConfig:
+    """The `policy:` section as a value. Raises Problems."""
+    from fumehood.policies.document import plain
+
+    return plain(read.policy, source)
 
 
 def document() -> type[BaseModel]:

@@ -11,6 +11,7 @@ from fumehood.config import MAX_BOXES
 from fumehood.evidence_document import EvidenceSection
 from fumehood.gateway_document import GatewayDocument
 from fumehood.outward_document import MAX_CREDENTIALS, CredentialSection, EgressSection
+from fumehood.policies.document import PolicySection
 from fumehood.profile.fields import AbsolutePath, Name, Retention, Strict, expected
 
 
@@ -58,6 +59,7 @@ class ConfigDocument(Strict):
     )
     approvals: ApprovalsSection | None = Field(default=None, description="Who may approve what policy asks a person about.")
     evidence: EvidenceSection | None = Field(default=None, description="Who outside keeps signed checkpoints of the ledger.")
+    policy: PolicySection | None = Field(default=None, description="Who may call what, in Cedar.")
     gateway: GatewayDocument | None = Field(
         default=None, description="What `fumehood gateway` serves when it is given no --profile."
     )

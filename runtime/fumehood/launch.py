@@ -31,6 +31,8 @@ from fumehood.faults import FumehoodError
 from fumehood.gateway_config import PinMode
 from fumehood.model import task_id
 from fumehood.outward_config import Given, OutwardConfig
+from fumehood.policies.policy import Policies, Policy
+from fumehood.policies.reading import paths as policy_files
 from fumehood.reasons import Reason
 from fumehood.safe_files import inside, open_to_append
 from fumehood.settings import Settings
@@ -51,7 +53,7 @@ Loaded = TypeVar("Loaded")
 class Processes(Generic[Loaded]):
     """The worker's ends of the sockets to the two other processes, and what was loaded with the caller's own rights.
 
-    `outward` has the operator's secrets, where they were asked for.
+    `outward` has the operator's secrets, where they were asked for, and `policies` what calls are decided by.
     """
 
     settings: Settings
@@ -60,6 +62,7 @@ class Processes(Generic[Loaded]):
     loaded: Loaded
     operator: socket.socket | None = None
     outward: Given = field(default_factory=Given)
+    policies: Policies = field(default_factory=Policies)
 
     @property
     def privileged(self) -> socket.socket:
@@ -107,6 +110,7 @@ def settings(
         review=found.gateway is not None and found.gateway.pins is PinMode.REVIEW,
         review_otherwise=() if found.gateway is None else found.gateway.pinned_otherwise,
         outward=replace(found.outward, webhook=None if found.approvals is None else found.approvals.webhook),
+        policy=found.policy,
     )
 
 
@@ -135,7 +139,8 @@ def with_workspace(chosen: Settings, *directories: int | None) -> Settings:
     """
     given = tuple(str(Path(f"/proc/self/fd/{fd}").readlink()) for fd in directories if fd is not None)
     witnesses = [where for kind, where, _ in chosen.witnesses if kind == "file"]
-    for file in (*filter(None, [chosen.config_file]), *chosen.outward.files, *witnesses):
+    policies = () if chosen.policy is None or not given else policy_files(chosen.policy, chosen.caller_uid)
+    for file in (*filter(None, [chosen.config_file]), *chosen.outward.files, *witnesses, *policies):
         if any(inside(way(file), path) for path in given for way in (os.path.normpath, os.path.realpath)):
             raise FumehoodError(
                 Reason.CONFIG_UNSAFE, f"{file} lies inside the workspace, where a box could have written it",
@@ -149,7 +154,7 @@ def with_workspace(chosen: Settings, *directories: int | None) -> Settings:
 @contextmanager
 def serving(chosen: Settings, *, broker: bool = True) -> Iterator[Processes[None]]:
     """`started`, for commands that carry no calls and need nothing of the caller's."""
-    with started(replace(chosen, outward=OutwardConfig()), lambda: None, broker=broker) as processes:
+    with started(replace(chosen, outward=OutwardConfig(), policy=None), lambda: None, broker=broker) as processes:
         yield processes
 
 
@@ -170,12 +175,13 @@ def started(
         loaded = as_caller()
         operator = crew.keep_operator(chosen, reread)
         outward = read_outward(chosen)
+        policies = Policies(read_policy(chosen))
         program = confine.worker_filter(chosen.state.seccomp)
         confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
         if chosen.rootless:
             confine.give_up_files(chosen.images)
         confine.install_filter(program)
-        yield Processes(chosen, crew.ledger, crew.broker, loaded, operator, outward)
+        yield Processes(chosen, crew.ledger, crew.broker, loaded, operator, outward, policies)
     finally:
         crew.dismiss()
 
@@ -216,6 +222,15 @@ def read_outward(chosen: Settings) -> Given:
     return read(chosen.outward, os.environ, chosen.caller_uid)
 
 
+def read_policy(chosen: Settings) -> Policy | None:
+    """What calls are decided by, parsed while its files can be read and its library can be loaded. Raises FumehoodError."""
+    if chosen.policy is None:
+        return None
+    from fumehood.policies.reading import read
+
+    return read(chosen.policy, chosen.caller_uid)
+
+
 @dataclass(slots=True)
 class Crew:
     """The two other processes, forked and importing what they need; they begin when they are briefed, or end unbriefed."""
@@ -233,7 +248,7 @@ class Crew:
         The broker alone gets the runtime's lock, which is free when the broker has ended, and a pidfd of ours, to end us by.
         """
         fields = {**asdict(chosen), "state": str(chosen.state.root)}
-        del fields["outward"]
+        del fields["outward"], fields["policy"]
         held = {"ledger": self._start_witness(chosen)}
         if "broker" in self.briefings:
             held["broker"] = [_take_lock(chosen), os.pidfd_open(os.getpid())]

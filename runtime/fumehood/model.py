@@ -243,6 +243,7 @@ class Profile:
 
     `upstream` is the URL of a remote server, which is called through the gate alone, without a container: then `image` is empty,
     `network` has the one rule that its host is reached by, and `credentials` at most the one that the gate writes into requests.
+    `labels` are what policies are told of tools (`*` for all): `untrusted`, `private`, `external`; `cost` what budgets count for them.
     """
 
     name: str
@@ -270,6 +271,8 @@ class Profile:
     network: Network = field(default_factory=Network)
     credentials: tuple[CredentialUse, ...] = ()
     upstream: str | None = None
+    labels: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    cost: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -413,12 +416,13 @@ class Decision(StrEnum):
 class Verdict:
     """What policy says of a verified call. Made only by `admission.policy`.
 
-    `why` says in sentences why somebody is asked, and `need` who must agree; both are for ASK.
+    `why` says in sentences why somebody is asked, and `need` who must agree; both are for ASK. `policy` is the digest of what decided.
     """
 
     verified: Verified
     decision: Decision
     rule: str
+    policy: str = ""
     why: tuple[str, ...] = ()
     need: Need = field(default_factory=Need)
 

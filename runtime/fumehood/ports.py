@@ -21,6 +21,8 @@ from fumehood.model import (
     Usage,
 )
 from fumehood.permission import Approval, Need, Vote
+from fumehood.policies.known import Account, Booked
+from fumehood.policies.policy import Policies
 from fumehood.reach import Secret, Supplies
 from fumehood.reasons import Reason
 from fumehood.residence import Residences, Surveyed
@@ -175,6 +177,7 @@ class Opened:
     """What the ledger knows of a call at the moment that its record is opened. `pin` is None for a call without one."""
 
     pin: PinState | None = None
+    booked: Booked = field(default_factory=Booked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,8 +224,8 @@ class Requester(Protocol):
 class Ledger(Protocol):
     """The ledger process. Raises `LedgerGone` when it cannot make durable what it was given."""
 
-    async def open(self, call: ToolCall) -> Opened:
-        """Write the call's record durably. Returns only when it is on disk."""
+    async def open(self, call: ToolCall, account: Account | None = None) -> Opened:
+        """Write the call's record durably, and book it if it has an account. Returns only when it is on disk."""
         ...
 
     async def pins_seen(
@@ -533,7 +536,7 @@ class Approvals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """Everything a call may touch. `owner_uid` owns the state folder: the one sender the shipped policy allows."""
+    """Everything a call may touch. `owner_uid` owns the state folder, which policies can ask for."""
 
     broker: Broker
     ledger: Ledger
@@ -542,5 +545,6 @@ class Ports:
     owner_uid: int
     residences: Residences = field(default_factory=Residences)
     halting: Halting = field(default_factory=Halting)
+    policies: Policies = field(default_factory=Policies)
     outward: Outward = field(default_factory=Outward)
     approvals: Approvals = field(default_factory=Approvals)

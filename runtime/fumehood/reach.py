@@ -60,7 +60,7 @@ class EgressRule:
     """One name that a box may reach. `name` is lower-case, or `*.` and a suffix, which stands for one label more.
 
     `addresses` are the networks (CIDR) that the name may resolve to beside public ones; `allow` holds `METHOD /path` patterns
-    of an HTTP rule (`*` one segment, `**` any number, `*` for every method), None for all of them.
+    of an HTTP rule (`*` one segment, `**` any number, `*` for every method), None for all of them. `labels`: as `Profile.labels`.
     """
 
     kind: EgressKind
@@ -70,6 +70,7 @@ class EgressRule:
     allow: tuple[str, ...] | None = None
     credential: str | None = None
     insecure: bool = False
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fumehood.outward_config import OutwardConfig
+from fumehood.policies.config import PolicyConfig
 from fumehood.state import StateFolder
 
 
@@ -18,7 +19,8 @@ class Settings:
     `decides`: the ledger takes decisions about pins and approvals, for one command that serves nobody. `approvers` are (name, `uid` or
     `key`, value), `own_approvals` whether who asked as the caller may approve it at a terminal. These are for the ledger to go by.
 
-    `outward` is the worker's alone: the others are not told where the operator's secrets are.
+    `outward` is the worker's alone: the others are not told where the operator's secrets are. So is
+    `policy` (None: this runtime carries no calls), for they decide nothing.
 
     `takes_senders`: whether this runtime's ledger may be told who sends. True for an operator's own command about that, and never
     where a worker reads strangers' bytes.
@@ -63,6 +65,7 @@ class Settings:
     approval_wait_s: float = 50.0
     approval_expire_s: float = 3600.0
     outward: OutwardConfig = field(default_factory=OutwardConfig)
+    policy: PolicyConfig | None = None
     takes_senders: bool = False
 
     def reviews(self, server: str) -> bool:

@@ -23,6 +23,8 @@ from fumehood.gateway.proofs import CHALLENGE_KEY, Proofs
 from fumehood.gateway.schema import Schema
 from fumehood.gateway_config import EnvelopeConfig
 from fumehood.model import ArgumentBounds, Deny, Image, Kind, Outcome, Result, Sender, ToolCall
+from fumehood.policies.booking import account_of
+from fumehood.policies.policy import default
 from fumehood.ports import SenderKey
 from ledgers import SERVE, Running, client, running
 from signed import Signer
@@ -95,10 +97,10 @@ class Admitting:
             request_digest=origin.digest, proof=origin.proof,
         )  # fmt: skip
         wanted = replace(wanted, profile=replace(wanted.profile, tools=None))
-        await worker.open(wanted)
+        opened = await worker.open(wanted, account_of(wanted, default().config))
         verified = verify.check(wanted, _OneImage())
         assert not isinstance(verified, Deny)
-        verdict = policy.evaluate(verified, 0)
+        verdict = policy.evaluate(verified, default(), opened.booked, 0, time.time())
         assert not isinstance(verdict, Deny)
         assert not isinstance(approval.settle(verdict), Deny)
         return wanted.task

@@ -34,6 +34,8 @@ from fumehood.model import (
     ToolCall,
     Usage,
 )
+from fumehood.policies.config import PolicyConfig
+from fumehood.policies.policy import Policies, made
 from fumehood.ports import Exited, Listen, Made, Ports, Settled, Sockets
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
@@ -195,8 +197,9 @@ class FakeSpine:
         self.broker = LocalBroker(self)
         self.ledger = FakeLedger()
         self.ports = Ports(
-            broker=self.broker, ledger=self.ledger, images=OneImage(), clock=SystemClock(), owner_uid=os.getuid()
-        )
+            broker=self.broker, ledger=self.ledger, images=OneImage(), clock=SystemClock(), owner_uid=os.getuid(),
+            policies=Policies(made(PolicyConfig(shipped=("owner", "senders", "taint")), ())),
+        )  # fmt: skip
 
     async def run(self, call: ToolCall, work: Work) -> Outcome:
         try:

@@ -28,7 +28,7 @@ WAIT = "import time; print('up', flush=True); time.sleep(100)"
 SKIP_LEDGER = """
 from fumehood.evidence import client
 from fumehood.ports import Opened
-async def open(self, call): return Opened()
+async def open(self, call, account=None): return Opened()
 client.LedgerClient.open = open
 client.LedgerClient.event = client.LedgerClient.close = lambda self, *args: open(self, None)
 """

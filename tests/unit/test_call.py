@@ -29,6 +29,7 @@ from fumehood.model import (
     ToolCall,
     WorkspaceMode,
 )
+from fumehood.policies.known import Account
 from fumehood.ports import Exited, Made, Opened, Ports, Settled
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
@@ -95,8 +96,8 @@ class TellingLedger(fakes.FakeLedger):
         super().__init__(gone=gone)
         self.said = said
 
-    async def open(self, call: ToolCall) -> Opened:
-        opened = await super().open(call)
+    async def open(self, call: ToolCall, account: Account | None = None) -> Opened:
+        opened = await super().open(call, account)
         self.said.steps.append("opened")
         return opened
 

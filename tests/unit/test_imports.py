@@ -81,3 +81,21 @@ def test_a_gateway_without_access_tokens_loads_nothing_for_them() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+POLICIES = """
+import sys
+import fumehood.cli.main, fumehood.cli.app, fumehood.launch
+fumehood.cli.app.tree(None)
+assert not any(name.startswith("cedarpy") for name in sys.modules), "help loads Cedar"
+from fumehood.policies.policy import default
+default()
+print(*sorted(name for name in sys.modules if name.startswith("cedarpy")))
+"""
+
+
+def test_cedar_is_loaded_by_what_decides_and_no_more_of_it_than_decides() -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", POLICIES], env=env, timeout=60, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "cedarpy._internal\n"

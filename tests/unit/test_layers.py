@@ -21,6 +21,7 @@ GROUND = VALUES | {
     "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document", "thumbprint", "oauth_config",
     "oauth_document", "stopping", "knocking", "halting", "disguises", "approval_prompt", "signed_answer", "approvals_config",
     "approvals_document",
+    "policies",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
@@ -40,6 +41,7 @@ ONLY_UNDER = {
     "hvac": {"credentials"},
     "typer": {"cli"},
     "rich": {"cli"},
+    "cedarpy": {"policies"},
     "ruamel": {"profile", "image", "cli"},
 }
 # The privileged process parses nothing with a library that strangers wrote, but for the engine's own client.
@@ -56,6 +58,7 @@ ALLOWED = {
     ("approvals_document", "profile"),
     # What a person is asked about says a call's profile in the profile's own sentences.
     ("admission", "profile"),
+    ("policies", "profile"),
     # Each kind of credential brings the strict model of its own options.
     ("outward_document", "credentials"),
     # The worker's own filter is compiled by a child, before anything of a stranger's is read.

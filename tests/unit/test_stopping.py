@@ -15,6 +15,7 @@ from fumehood import evidence, stopping
 from fumehood.evidence.client import opening
 from fumehood.faults import Refused
 from fumehood.model import Outcome, Result
+from fumehood.policies.known import Account
 from fumehood.reasons import Reason
 from fumehood.state import StateFolder
 from fumehood.stopping import Stop
@@ -144,8 +145,8 @@ async def test_a_call_without_a_box_is_ended_as_by_an_operator_and_its_record_cl
 @pytest.mark.anyio
 async def test_a_stop_while_the_record_is_being_opened_ends_the_call_too() -> None:
     class Slow(fakes.FakeLedger):
-        async def open(self, call: fakes.ToolCall) -> None:
-            await super().open(call)
+        async def open(self, call: fakes.ToolCall, account: Account | None = None) -> None:
+            await super().open(call, account)
             ports.halting.halt("now")
 
     ports = fakes.ports(Slow())

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
 import anyio
 
 from fumehood import approval_prompt
-from fumehood.admission import policy
 from fumehood.faults import FumehoodError, Refused
 from fumehood.lifecycle import Event
 from fumehood.memory import Memory
 from fumehood.model import Decision, Deny, Grant, Keeping, Verdict, WorkspaceMode
+from fumehood.policies.policy import Policy
 from fumehood.ports import Ports, Requester, Waiting
 from fumehood.reasons import Reason
 
@@ -35,7 +35,12 @@ WITHDRAW_S = 2.0
 _PINNABLE = frozenset({WorkspaceMode.RO, WorkspaceMode.RW, WorkspaceMode.DIRECT})
 _log = logging.getLogger("fumehood")
 
-Judge = Callable[[], Verdict | Deny]
+class Judge(Protocol):
+    """What decides the call, by a policy and at a time."""
+
+    def __call__(self, policy: Policy, *, now_s: float) -> Verdict | Deny:
+        """The verdict."""
+        ...
 
 
 class Log(Protocol):
@@ -60,7 +65,7 @@ async def settle(verdict: Verdict, judge: Judge, requester: Requester | None, lo
             if waiting.state != "approved":
                 return _refusal(verdict, waiting, ports)
             # Whatever changed while a person thought counts as it is now.
-            now = await _unpinned(verdict, ports) or judge()
+            now = await _unpinned(verdict, ports) or judge(ports.policies.current, now_s=ports.clock.wall_s())
             if isinstance(now, Deny):
                 return now
             verdict = now
@@ -115,7 +120,7 @@ class _Question:
             "engine": call.profile.engine,
             "image": None if image is None else image.digest,
             "pin": call.pin,
-            "policy": policy.IDENTITY,
+            "policy": self.verdict.policy,
             "rule": cut(self.verdict.rule),
             "workspace": self._workspace(),
             "why": [cut(sentence) for sentence in self.verdict.why],

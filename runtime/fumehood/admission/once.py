@@ -20,7 +20,6 @@ from typing import Any
 
 import anyio
 
-from fumehood.admission import policy
 from fumehood.faults import FumehoodError, Refused
 from fumehood.memory import Memory
 from fumehood.model import Deny, FileChange, Fresh, Grant, Keeping, Outcome, Repeat, Result
@@ -57,7 +56,7 @@ async def claim(grant: Grant, recall: Recall | None, ports: Ports) -> Fresh | Re
 async def _claimed(grant: Grant, recall: Recall, ports: Ports) -> Fresh | Repeat | Deny:
     call = grant.verdict.verified.call
     ended: str | None = None
-    while (earlier := await ports.ledger.claim(call.task, policy.IDENTITY)) is not None:
+    while (earlier := await ports.ledger.claim(call.task, grant.verdict.policy)) is not None:
         kept = await _ended(earlier, call.profile.limits.wall_s, ports)
         if kept is None:
             return Deny(reason=Reason.IN_PROGRESS, rule="once.wait", detail=f"task {earlier} is still running")

@@ -1,24 +1,33 @@
-"""May this sender call this tool? The shipped policy, pure: the owner of the state folder may call what a profile allows."""
+"""May this sender call this tool, now? Pure: the profile's own limits first, then the operator's policies (`policies/`).
+
+Invariants: ALLOW < ASK < DENY, the strictest wins and emptiness denies; an error denies, whatever else was said; what a profile does
+not name no policy permits.
+"""
 
 from __future__ import annotations
 
+import math
 import re
+import time
+from collections.abc import Sequence
+from functools import reduce
 
 from fumehood.model import Decision, Deny, Kind, Profile, Scope, Verdict, Verified
+from fumehood.permission import Need
+from fumehood.policies.asked import asked_of
+from fumehood.policies.cedar import Rule
+from fumehood.policies.deciding import Ruling, rule_on
+from fumehood.policies.known import Booked, Spent
+from fumehood.policies.naming import LOCAL, door_of, resource_of
+from fumehood.policies.policy import Policy
 from fumehood.reasons import Reason
 
 WORKSPACE_FILES = "workspace:///"
-# What decided: a result that was given under one policy is not given again under another (rule 24).
-IDENTITY = "owner/1"
 
 
-def evaluate(verified: Verified, owner_uid: int) -> Verdict | Deny:
-    """ALLOW or a refusal. A call without a tool name is an ad-hoc command of the operator's, or a catalogue reading."""
+def evaluate(verified: Verified, policy: Policy, booked: Booked, owner_uid: int, now_s: float) -> Verdict | Deny:
+    """ALLOW, ASK or a refusal. A call without a tool name is an ad-hoc command of the operator's, or a catalogue reading."""
     call = verified.call
-    if call.sender.uid != owner_uid:
-        return Deny(
-            reason=Reason.SENDER_DENIED, rule="policy.owner", detail=f"uid {call.sender.uid} does not own the state folder"
-        )
     if not permits(call.profile, call.kind, call.tool):
         kind = call.kind.value
         return Deny(
@@ -26,7 +35,64 @@ def evaluate(verified: Verified, owner_uid: int) -> Verdict | Deny:
             rule=f"profile.{_FIELDS[call.kind]}",
             detail=f"the profile {call.profile.name} does not allow the {kind} `{call.tool or '':.100}`",
         )  # fmt: skip
-    return Verdict(verified=verified, decision=Decision.ALLOW, rule="policy.owner")
+    asked = asked_of(call, booked.conversation, owner_uid, now_s)
+    ruling = rule_on(policy.rules, asked, booked.spent)
+    match ruling.decision:
+        case Decision.DENY:
+            return _denied(verified, policy, ruling, booked.spent)
+        case Decision.ALLOW:
+            return Verdict(verified=verified, decision=Decision.ALLOW, rule=f"policy.{ruling.rules[0].id}", policy=policy.digest)
+        case _:
+            return _asked(verified, policy, ruling, booked.spent)
+
+
+def _asked(verified: Verified, policy: Policy, ruling: Ruling, spent: Sequence[Spent]) -> Verdict:
+    over = tuple(f"the budget {each.budget} is used up" for each in spent)
+    return Verdict(
+        verified=verified, decision=Decision.ASK, policy=policy.digest,
+        rule=f"policy.budgets.{spent[0].budget}" if ruling.permitted and spent else f"policy.{ruling.rules[0].id}",
+        why=(*(rule.why for rule in ruling.rules if rule.why is not None), *over),
+        need=reduce(Need.__and__, (rule.need for rule in ruling.rules), Need(requester=not over)),
+    )  # fmt: skip
+
+
+def _denied(verified: Verified, policy: Policy, ruling: Ruling, spent: Sequence[Spent]) -> Deny:
+    call = verified.call
+    what = f"{call.sender.name} may not call {resource_of(call).id:.100}"
+    if ruling.errors:
+        return Deny(reason=Reason.POLICY_FAILED, rule="policy", detail=f"{what}: {ruling.errors[0]:.300}")
+    if ruling.rules:
+        against = ruling.rules[0]
+        return Deny(reason=Reason.POLICY_DENIED, rule=f"policy.{against.id}", detail=f"{what}: {_told(against)}")
+    if spent and ruling.permitted:
+        over = next((each for each in spent if not each.ask), spent[0])
+        free = "one call is more than all of it" if over.free_at_s is None else f"there is room again {_time(over.free_at_s)}"
+        return Deny(
+            reason=Reason.BUDGET_EXCEEDED, rule=f"policy.budgets.{over.budget}",
+            detail=f"{what}: the budget {over.budget} is used up; {free}",
+        )  # fmt: skip
+    if not policy.is_shipped:
+        named = resource_of(call)
+        # Nobody thinks of it until the first call: a server's lists are read before anything of it is called.
+        remedy = f'Permit `resource == Server::"{named.id}"` to who may call its tools.' if named.type == "Server" else None
+        return Deny(reason=Reason.POLICY_DENIED, rule="policy", detail=f"{what}: no policy permits it", remedy=remedy)
+    if door_of(call.sender) == LOCAL:
+        return Deny(
+            reason=Reason.SENDER_DENIED, rule="policy.owner", detail=f"uid {call.sender.uid} does not own the state folder",
+        )  # fmt: skip
+    return Deny(
+        reason=Reason.SENDER_DENIED, rule="policy", detail=f"{what}: no policy permits senders but the owner anything",
+        remedy="Add `policy: {shipped: [owner, senders, taint]}` to fumehood.yaml, so that all senders that it lists may call"
+        " what profiles allow; or write policies, below `policy.files`.",
+    )  # fmt: skip
+
+
+def _time(at_s: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(math.ceil(at_s)))
+
+
+def _told(rule: Rule) -> str:
+    return rule.why or f"{rule.where} forbids it"
 
 
 _FIELDS = {

@@ -7,8 +7,8 @@ import importlib
 import typer
 
 _MODULES = (
-    "run", "gateway", "image", "profile", "tasks", "sessions", "approvals", "leases", "pins", "receipt", "audit", "keys", "senders",
-    "sign_proxy", "stop", "workspace", "doctor",
+    "run", "gateway", "image", "profile", "tasks", "sessions", "approvals", "leases", "pins", "policy", "receipt", "audit", "keys",
+    "senders", "sign_proxy", "stop", "workspace", "doctor",
 )  # fmt: skip
 # Commands that a call waits for: whoever types one of these needs no other.
 _ALONE = frozenset({"run", "gateway", "sign-proxy"})

@@ -278,6 +278,7 @@ async def _serve(
             async for served in taken:
                 if served.http is not None and listening is not None and listening.http is not None:
                     listening.http.adopt(served.http)
+                runtime.ports.policies.adopt(served.policy)
                 gateway.serve([_taken(server) for server in served.servers])
                 gc.collect()  # what nobody uses any more lets go of its directories now, and not at the next of a rare few
 

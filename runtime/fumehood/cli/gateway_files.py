@@ -62,6 +62,10 @@ def check(config: Config = None, *, as_json: AsJson = False) -> None:
     except FumehoodError as error:
         common.append(error)
     try:
+        reader.policy()
+    except FumehoodError as error:
+        common.append(error)
+    try:
         reader.keep_apart([row.served for row in rows if row.served], reader.unix(Fronts()))
     except FumehoodError as error:
         common.append(error)

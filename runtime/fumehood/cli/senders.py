@@ -52,7 +52,7 @@ def add(
     for each in (name, tenant):
         if not NAME.fullmatch(each):
             raise FumehoodError(Reason.BAD_REQUEST, f"{each!r} is no sender's or tenant's name", remedy="Use a-z, 0-9, `.`, `_`, `-`.")
-    settings = replace(launch.settings(config), takes_senders=True, outward=OutwardConfig())
+    settings = replace(launch.settings(config), takes_senders=True, outward=OutwardConfig(), policy=None)
     with launch.started(settings, lambda: _read(key), broker=False) as processes:
         from fumehood.cli.tasks import ledger_asker
         from fumehood.gateway.sender_keys import public_key

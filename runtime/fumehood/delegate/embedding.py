@@ -26,6 +26,7 @@ from fumehood import confine, launch, wire
 from fumehood.delegate.crew import BOOTSTRAP_FD
 from fumehood.faults import FumehoodError
 from fumehood.launch import Crew, Processes
+from fumehood.policies.policy import Policies
 from fumehood.reasons import Reason
 from fumehood.settings import Settings
 
@@ -59,10 +60,11 @@ async def embedded(chosen: Settings, as_caller: Callable[[], Loaded]) -> AsyncIt
         crew.brief(chosen)
         loaded = as_caller()
         outward = launch.read_outward(chosen)
+        policies = Policies(launch.read_policy(chosen))
         confine.give_up_root(chosen.worker_uid, chosen.worker_gid)
         confine.install_filter(program)
         confine.check_every_thread(chosen.worker_uid)
-        yield Processes(chosen, crew.ledger, crew.broker, loaded, outward=outward)
+        yield Processes(chosen, crew.ledger, crew.broker, loaded, outward=outward, policies=policies)
     finally:
         # In a thread: boxes are removed meanwhile, and the server's other clients need not wait for that.
         with anyio.CancelScope(shield=True):

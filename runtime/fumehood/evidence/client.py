@@ -21,6 +21,7 @@ from fumehood.faults import LedgerGone
 from fumehood.lifecycle import State
 from fumehood.model import Keeping, Outcome, PinOf, PinState, Sender, ToolCall
 from fumehood.permission import Approval, Need
+from fumehood.policies.known import Account, Booked
 from fumehood.ports import Clock, Definition, EgressEntry, Kept, Opened, OpenLease, Revoked, SenderKey, Waiting
 from fumehood.reasons import Reason
 from fumehood.sealing import seal
@@ -46,10 +47,11 @@ class LedgerClient:
         self._clock = clock
         self._sealing_key: Mapping[str, Any] | None = None
 
-    async def open(self, call: ToolCall) -> Opened:
-        """Write the call's record durably."""
-        said, _ = await self._ask("open", opening(call))
-        return Opened(pin=None if said["pin"] is None else PinState(said["pin"]))
+    async def open(self, call: ToolCall, account: Account | None = None) -> Opened:
+        """Write the call's record durably, and book it."""
+        said, _ = await self._ask("open", opening(call, account))
+        booked = Booked() if said["booked"] is None else Booked.of(said["booked"])
+        return Opened(pin=None if said["pin"] is None else PinState(said["pin"]), booked=booked)
 
     async def event(self, task: str, state: str, facts: Mapping[str, Any]) -> None:
         """Append one step of the call's timeline."""
@@ -236,7 +238,7 @@ def _waiting(said: Mapping[str, Any]) -> Waiting:
     )  # fmt: skip
 
 
-def opening(call: ToolCall) -> dict[str, Any]:
+def opening(call: ToolCall, account: Account | None = None) -> dict[str, Any]:
     """What a record begins with. Arguments stay out of it, but for the name of an operator's ad-hoc command."""
     proof = call.proof
     return {
@@ -258,6 +260,9 @@ def opening(call: ToolCall) -> dict[str, Any]:
             "method": proof.method, "key": proof.key, "nonce": proof.nonce, "until": proof.until_s,
         },
         "idempotency_key": call.idempotency_key,
+        "account": None if account is None or account.tool is None else {
+            **asdict(account), "tool": text(account.tool, 2 * TEXT_CHARS),
+        },
     }  # fmt: skip
 
 

@@ -25,6 +25,9 @@ from fumehood.faults import FumehoodError, LedgerGone, Refused, Repeated
 from fumehood.lifecycle import NEXT, Event, State
 from fumehood.model import REMOTE, Deny, Fresh, Grant, Outcome, Plan, Repeat, Result, ToolCall, Verdict, Verified
 from fumehood.permission import Approval
+from fumehood.policies.asked import asked_of, facts_of
+from fumehood.policies.booking import account_of
+from fumehood.policies.policy import Policy
 from fumehood.ports import Opened, Ports
 from fumehood.reasons import Reason
 
@@ -79,6 +82,7 @@ class Log:
         self._outcome: Outcome | None = None
         self._may_be_open = True
         self._opened = Opened()
+        self._policy = ports.policies.current
         self._refused: Refused | None = None
         self._remarks: list[str] = []
 
@@ -86,6 +90,11 @@ class Log:
     def opened(self) -> Opened:
         """What the ledger knew of the call when its record was opened."""
         return self._opened
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that was in force when the call began: a reload decides none that is under way."""
+        return self._policy
 
     @property
     def outcome(self) -> Outcome:
@@ -105,12 +114,14 @@ class Log:
                 raise Repeated(value)
             case Verified():
                 image = value.image
+                seen = facts_of(asked_of(value.call, self._opened.booked.conversation, 0, 0.0))
                 if image is None:
-                    await self.event(Event.VERIFY, image=None)
+                    await self.event(Event.VERIFY, image=None, asked=seen)
                 else:
-                    await self.event(Event.VERIFY, image=image.name, image_digest=image.digest, docker_id=image.docker_id)
+                    found = {"image": image.name, "image_digest": image.digest, "docker_id": image.docker_id}
+                    await self.event(Event.VERIFY, **found, asked=seen)
             case Verdict():
-                await self.event(Event.DECIDE, decision=value.decision.value, rule=value.rule)
+                await self.event(Event.DECIDE, decision=value.decision.value, rule=value.rule, policy=value.policy)
             case Grant(approval=None):
                 await self.event(Event.GRANT)
             case Grant(approval=Approval() as agreed):
@@ -156,7 +167,7 @@ class Log:
         reason = Reason.LEDGER_UNAVAILABLE
         with anyio.move_on_after(OPEN_DEADLINE_S):
             try:
-                self._opened = await self._ledger.open(self._call)
+                self._opened = await self._ledger.open(self._call, account_of(self._call, self._policy.config))
             except FumehoodError as error:
                 self._may_be_open = False
                 reason, detail = error.reason, error.detail

@@ -171,4 +171,6 @@ def _sender(sender: Sender, key: SenderKey) -> Sender:
     Over HTTP as the token says, with or without an envelope, so that one sender stays one. On a local connection several can share a
     process, so each key's name is a sender of its own.
     """
-    return sender if ":" in sender.name else replace(sender, name=f"key:{key.name}", tenant=key.tenant)
+    return sender if ":" in sender.name else replace(
+        sender, name=f"key:{key.name}", tenant=key.tenant, groups=key.groups,
+    )

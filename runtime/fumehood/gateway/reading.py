@@ -33,6 +33,9 @@ from fumehood.gateway_config import (
 )
 from fumehood.image.store import ImageStore
 from fumehood.model import Deny, Profile, Sender, ToolCall
+from fumehood.policies.policy import Policy
+from fumehood.policies.reading import paths as policy_files
+from fumehood.policies.reading import read as read_policy
 from fumehood.profile.files import is_path, search_folders, shipped_folder
 from fumehood.profile.loader import load
 from fumehood.reach import CredentialUse, EgressKind, EgressRule
@@ -80,7 +83,13 @@ class Reader:
             self.keep_apart(servers, unix)
             held.pop_all()
             envelope, users = self.gateway.unix_envelope, self.gateway.unix_users
-            return ServedSet(servers=tuple(servers), http=http, unix=unix, unix_envelope=envelope, unix_users=users)
+            return ServedSet(
+                servers=tuple(servers), http=http, unix=unix, unix_envelope=envelope, unix_users=users, policy=self.policy(),
+            )  # fmt: skip
+
+    def policy(self) -> Policy:
+        """What calls are decided by. Raises FumehoodError."""
+        return read_policy(self.found.policy, self._uid)
 
     def server(self, asked: ServerConfig) -> Served:
         """One server. Raises FumehoodError, its detail beginning with the server's place in the file."""
@@ -187,6 +196,7 @@ class Reader:
         if self.found.file is not None:
             yield self.found.file
         yield from self.found.outward.files
+        yield from policy_files(self.found.policy, self._uid)
         yield from (str(folder) for folder in self._folders if folder != shipped_folder())
         yield from (each.profile for each in self.gateway.servers if is_path(each.profile))
         if (http := self.gateway.http) is not None:

@@ -14,16 +14,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fumehood.faults import FumehoodError
 from fumehood.gateway.senders import Row, Senders
 from fumehood.gateway_config import EnvelopeConfig, EnvelopeMode, Listen
 from fumehood.model import Profile
 from fumehood.operating import Part
+from fumehood.policies.policy import Policy, Texts, checked
 from fumehood.profile.kept import decoded, encoded
 
 if TYPE_CHECKING:
     import ssl
 
     from fumehood.gateway.oauth.given import OAuthFront
+
+_PIECE = 16 * 1024  # characters of a policy in one message, which may take six bytes each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
@@ -90,6 +94,7 @@ class ServedSet:
     unix: str | None = None
     unix_envelope: EnvelopeConfig = field(default_factory=EnvelopeConfig)
     unix_users: tuple[tuple[str, int], ...] = ()
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         """Refuse names under which tools of two servers could be mistaken. Raises ValueError."""
@@ -124,7 +129,9 @@ def parts_of(served: ServedSet) -> tuple[Part, ...]:
         "unix_envelope": asdict(served.unix_envelope),
         "unix_users": served.unix_users,
     }  # fmt: skip
-    return (*map(_part_of, served.servers), *senders, Part({"fronts": fronts}))
+    policy = "" if served.policy is None else served.policy.texts.written()
+    texts = [Part({"policy": policy[begin : begin + _PIECE]}) for begin in range(0, len(policy), _PIECE)]
+    return (*map(_part_of, served.servers), *senders, *texts, Part({"fronts": {**fronts, "policy": len(texts)}}))
 
 
 def set_of(parts: Iterable[Part]) -> ServedSet:
@@ -132,12 +139,15 @@ def set_of(parts: Iterable[Part]) -> ServedSet:
     by_kind: dict[str, Mapping[str, Any]] = {}
     servers: list[Served] = []
     pieces: list[str] = []
+    texts: list[str] = []
     try:
         for part in parts:
             if "server" in part.fields:
                 servers.append(_server_of(part))
             elif "oauth" in part.fields:
                 pieces.append(part.fields["oauth"])
+            elif "policy" in part.fields:
+                texts.append(part.fields["policy"])
             else:
                 by_kind[next(iter(part.fields))] = part.fields
         fronts = by_kind["fronts"]["fronts"]
@@ -145,8 +155,11 @@ def set_of(parts: Iterable[Part]) -> ServedSet:
             raise ValueError("expected as many servers as were announced")
         http = None if fronts["http"] is None else _http_of(fronts["http"], by_kind, pieces)
         envelope, users = _envelope_of(fronts["unix_envelope"]), tuple(map(tuple, fronts["unix_users"]))
-        return ServedSet(servers=tuple(servers), http=http, unix=fronts["unix"], unix_envelope=envelope, unix_users=users)
-    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+        return ServedSet(
+            servers=tuple(servers), http=http, unix=fronts["unix"], unix_envelope=envelope, unix_users=users,
+            policy=_policy_of(texts, fronts["policy"]),
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError, StopIteration, FumehoodError) as error:
         raise ValueError(f"not the parts of a served set: {error!r}") from error
 
 
@@ -185,6 +198,12 @@ def _oauth_of(pieces: Sequence[str], announced: int) -> OAuthFront | None:
     from fumehood.gateway.oauth.given import front_of
 
     return front_of(pieces)
+
+
+def _policy_of(texts: Sequence[str], announced: int) -> Policy | None:
+    if len(texts) != announced:
+        raise ValueError("expected as many pieces of the policy as were announced")
+    return checked(Texts.read("".join(texts))) if texts else None
 
 
 def _http_of(has: Mapping[str, Any], by_kind: Mapping[str, Mapping[str, Any]], pieces: Sequence[str]) -> HttpFront:

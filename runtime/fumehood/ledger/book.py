@@ -16,7 +16,7 @@ from typing import Any
 
 from fumehood import wire
 from fumehood.faults import FumehoodError, LedgerGone, Refused
-from fumehood.ledger import approving, journal, origins, pinning
+from fumehood.ledger import approving, booking, journal, origins, pinning
 from fumehood.ledger.approving import Approving
 from fumehood.ledger.attesting import Chain
 from fumehood.ledger.calls import BEGINS, LOOSE, WRITES, Calls
@@ -117,6 +117,8 @@ class Book:
                     self._keep(request)
                 case "kept":
                     self._find(request)
+                case verb if verb in booking.VERBS:
+                    reply(request, self._booked(request))
                 case journal.CLAIM:
                     reply(request, self._claim(request))
                 case verb if verb not in WRITES:
@@ -223,6 +225,12 @@ class Book:
             if anything:
                 with database.write(durable=True) as conn:
                     leases.abandon_leases(conn, self._runtime_id)
+
+    def _booked(self, request: Request) -> dict[str, Any]:
+        try:
+            return {"ok": booking.answer(self._database(), request.verb, request.fields, decides=self._pinning.decides)}
+        except FumehoodError as error:
+            return wire.reply_of_error(error)
 
     def _key(self) -> SweepKey:
         """The key that leases' tokens are sealed to. Raises LedgerGone."""

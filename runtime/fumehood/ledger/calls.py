@@ -13,13 +13,13 @@ from typing import Any
 
 from fumehood import stopping, wire
 from fumehood.faults import Refused
-from fumehood.ledger import approving, journal, origins
+from fumehood.ledger import approving, booking, journal, origins
 from fumehood.ledger.approving import Approving
 from fumehood.ledger.attesting import Chain
 from fumehood.ledger.peers import Request, not_possible
 from fumehood.ledger.pinning import Pinning
 from fumehood.lifecycle import State
-from fumehood.model import Deny
+from fumehood.model import Deny, Result
 from fumehood.state import StateFolder
 from fumehood.store import idempotency, records
 from fumehood.store.database import Transaction
@@ -79,7 +79,8 @@ class Calls:
                 done = records.open_record(conn, fields, runtime_id=self._runtime_id, boot_id=self._boot_id, at_s=now_s)
                 if done:
                     self._chain.opened(conn, task, now_s)
-                    return {"ok": {"pin": self._pinning.opened(conn, fields)}}
+                    pin = self._pinning.opened(conn, fields)
+                    return {"ok": {"pin": pin, "booked": booking.opened(conn, fields, at_s=now_s)}}
             case "claim":
                 return self._claim_key(conn, task, fields["policy"], now_s)
             case "event":
@@ -89,6 +90,7 @@ class Calls:
                 del fields["task"]
                 done = records.close_record(conn, task, fields, runtime_id=self._runtime_id, at_s=now_s)
                 if done:
+                    booking.closed(conn, task, fields, at_s=now_s)
                     idempotency.settle_key(conn, task, until_s=now_s + self._keys_kept_s)
                     self._chain.closed(conn, task, now_s, lost=False)
             case _:
@@ -101,6 +103,7 @@ class Calls:
         if request.sock is self._worker:
             return not_possible(request.verb, task)
         if lost := records.close_lost(conn, task, request.fields["facts"], at_s=at_s):
+            booking.closed(conn, task, {"result": Result.LOST}, at_s=at_s)
             self._chain.closed(conn, task, at_s, lost=True)
         return {"ok": {"closed": lost}}
 

@@ -17,6 +17,7 @@ from typing import Any
 from fumehood.faults import Refused
 from fumehood.lifecycle import State
 from fumehood.model import Deny, Keeping, Result
+from fumehood.policies.known import PRIVATE, UNTRUSTED, Unit
 from fumehood.reasons import Reason
 from fumehood.thumbprint import bytes_of
 
@@ -36,6 +37,7 @@ TOOL_CHARS = 128
 TEXT_CHARS = 1024
 DETAIL_CHARS = 4096
 NAMES = 32
+CHARGES = 32
 TASK_CHARS = 26
 PREFIX_CHARS = 6
 SENDER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -49,6 +51,13 @@ class Action(StrEnum):
 
     STOP = "stop"
     START = "start"
+
+
+class Taint(StrEnum):
+    """What a conversation or a workspace can hold."""
+
+    UNTRUSTED = UNTRUSTED
+    PRIVATE = PRIVATE
 
 
 class Lives(StrEnum):
@@ -90,6 +99,29 @@ def _size(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 2**31:
         raise ValueError("must be a number of bytes")
     return value
+
+
+def _inode(value: Any) -> int:
+    # Some file systems use all 64 bits, and SQLite has a sign.
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
+        raise ValueError("must be the number of an inode")
+    return value
+
+
+def _amount(value: Any) -> float:
+    number = _number(value)
+    if number < 0:
+        raise ValueError("must not be negative")
+    return number
+
+
+def _list_of(check: Check, most: int) -> Check:
+    def checked_list(value: Any) -> list[Any]:
+        if not isinstance(value, list) or len(value) > most:
+            raise ValueError(f"must be an array of at most {most}")
+        return [check(each) for each in value]
+
+    return checked_list
 
 
 def _number(value: Any) -> float:
@@ -202,6 +234,15 @@ _ENTRY = _fields({"at": _number, "kind": _text(16), "facts": _json(dict, ENTRY_B
 _DEFINITION = _fields({"tool": _text(TOOL_CHARS), "text": _definition_text, "trusted": _flag})
 _PIN = {"server": _NAME, "profile": _NAME, "tool": _text(TOOL_CHARS), "pin": _NAME}
 _PROOF = _fields({"method": _NAME, "key": _NAME, "nonce": _NAME, "until": _number})
+_SEEN = _fields({"path": _text(4096), "device": _whole, "inode": _inode, "writes": _flag})
+_CHARGE = _fields({
+    "budget": _NAME, "key": _text(TEXT_CHARS), "unit": _one_of(Unit), "ask": _flag,
+    **dict.fromkeys(("amount", "most", "per_s"), _amount),
+})  # fmt: skip
+_ACCOUNT = _fields({
+    "kept_s": _amount, "tool": _text(2 * TEXT_CHARS), "taints": _list_of(_one_of(Taint), 2), "workspace": _maybe(_SEEN),
+    "charges": _list_of(_CHARGE, CHARGES),
+})  # fmt: skip
 _REVOKED = _fields({"gone": _flag, "asked": _text(TEXT_CHARS), "answer": _text(TEXT_CHARS)})
 _USAGE = {
     **dict.fromkeys(("cpu_user_s", "cpu_system_s", "cpu_throttled_s"), _maybe(_number)),
@@ -227,7 +268,10 @@ SHAPES: dict[str, dict[str, Check]] = {
         "pin_of": _maybe(_fields({"server": _NAME, "capabilities": _NAME})),
         "proof": _maybe(_PROOF),
         "idempotency_key": _maybe(_NAME),
+        "account": _maybe(_ACCOUNT),
     },
+    "conversations": {},
+    "conversation_forget": {"sender": _NAME},
     "claim": {"task": _ID, "policy": _NAME},
     "event": {"task": _ID, "state": _step, "at": _number, "facts": _FACTS},
     "close": {

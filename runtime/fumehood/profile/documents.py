@@ -24,6 +24,7 @@ from fumehood.profile.fields import (
     matching,
     size,
 )
+from fumehood.profile.labels import MAX_LABELS, Called, Cost, LabelsDocument
 from fumehood.profile.network_documents import MAX_CREDENTIALS, CredentialDocument, NetworkDocument
 
 IMAGE_PATTERN = r"^([a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9._-]{1,128})?|sha256:[0-9a-f]{64})$"
@@ -214,6 +215,12 @@ class ProfileDocument(Strict):
         default_factory=dict,
         max_length=MAX_CREDENTIALS,
         description="How credentials of fumehood.yaml are used. A rule may name one that is not here: all defaults.",
+    )
+    labels: dict[Called, LabelsDocument] = Field(
+        default_factory=dict, max_length=MAX_LABELS, description="What policies are told of a tool's content and effect; `*` for all."
+    )
+    cost: dict[Called, Cost] = Field(
+        default_factory=dict, max_length=MAX_LABELS, description="What a call counts for in budgets of `cost`; `*` for all others."
     )
     devices: Reserved = None
     user_namespace: Literal["always", "when-possible"] = Field(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from fumehood.model import ArgumentBounds, CommitMode, Oversize, Profile, Scope, UserNamespace, WorkspaceMode
+from fumehood.profile.explain_labels import said_of_labels, shown_labels
 from fumehood.profile.explain_network import said_of_network, shown_credentials, shown_network
 from fumehood.profile.units import duration_text, size_text
 
@@ -48,6 +49,7 @@ def shown(value: Profile) -> dict[str, Any]:
             "tmp": size_text(limits.tmp_bytes),
         },
         "seccomp": value.seccomp.name,
+        **shown_labels(value),
         "environment": dict(value.environment),
         "network": shown_network(value),
         "credentials": shown_credentials(value),
@@ -60,8 +62,8 @@ def shown(value: Profile) -> dict[str, Any]:
 def sentences(value: Profile) -> list[str]:
     """What a tool under this profile can and cannot do."""
     if not value.image:
-        return [*_where_it_is(value), *_what_may_be_called(value), *_remote_bounds(value)]
-    return [*_what_runs(value), *_what_may_be_called(value), *_files(value), *_rest(value), *_bounds(value)]
+        return [*_where_it_is(value), *_what_may_be_called(value), *said_of_labels(value), *_remote_bounds(value)]
+    return [*_what_runs(value), *_what_may_be_called(value), *said_of_labels(value), *_files(value), *_rest(value), *_bounds(value)]
 
 
 def _what_runs(value: Profile) -> list[str]:
@@ -217,6 +219,7 @@ def _shown_remote(value: Profile) -> dict[str, Any]:
             "result": size_text(limits.result_bytes),
         },
         "network": {"limits": shown_network(value)["limits"]},
+        **shown_labels(value),
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fumehood.model import Profile
+from fumehood.profile.explain_labels import shown_names
 from fumehood.profile.units import size_text
 from fumehood.reach import CredentialUse, Delivery, EgressKind, EgressRule, Scheme
 
@@ -40,6 +41,7 @@ def _shown_rule(rule: EgressRule) -> dict[str, Any]:
         "addresses": list(rule.addresses),
         **({} if rule.credential is None else {"credential": rule.credential}),
         **({"insecure": True} if rule.insecure else {}),
+        **({"labels": shown_names(rule.labels)} if rule.labels else {}),
     }
 
 

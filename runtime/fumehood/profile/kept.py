@@ -125,6 +125,7 @@ def encoded(profile: Profile) -> dict[str, Any]:
         "seccomp": profile.seccomp.fields(),
         "network": asdict(profile.network),
         "credentials": [asdict(use) for use in profile.credentials],
+        "labels": [[name, *labels] for name, labels in profile.labels],
     }
 
 
@@ -157,6 +158,8 @@ def decoded(stored: object) -> Profile:
         network=_network(has["network"]),
         credentials=tuple(_use(use) for use in _as(list, has["credentials"])),
         upstream=_text_or_none(has["upstream"]),
+        labels=tuple((name, tuple(labels)) for name, *labels in map(_texts, _as(list, has["labels"]))),
+        cost=tuple(_cost(pair) for pair in _as(list, has["cost"])),
     )
 
 
@@ -286,6 +289,7 @@ def _egress_rule(stored: object) -> EgressRule:
         allow=None if has["allow"] is None else _texts(has["allow"]),
         credential=_text_or_none(has["credential"]),
         insecure=_as(bool, has["insecure"]),
+        labels=_texts(has["labels"]),
     )
 
 
@@ -326,6 +330,11 @@ def _texts(value: object) -> tuple[str, ...]:
 def _pair(value: object) -> tuple[str, str]:
     name, text = _texts(value)
     return name, text
+
+
+def _cost(value: object) -> tuple[str, int]:
+    name, cost = _as(list, value)
+    return _as(str, name), _as(int, cost)
 
 
 def _text_or_none(value: object) -> str | None:

@@ -63,6 +63,7 @@ def _widening(parent: Profile, child: Profile) -> Iterator[Finding]:
     yield from _widening_limits(parent, child, more)
     yield from _widening_files(parent, child, more)
     yield from lint_network.widening(parent, child, more)
+    yield from _widening_labels(parent, child, more)
     risks = sorted(set(child.accept_risk) - set(parent.accept_risk))
     loosened = child.user_namespace is UserNamespace.WHEN_POSSIBLE and parent.user_namespace is UserNamespace.ALWAYS
     other_calls = f"{more}other system calls ({child.seccomp.name} instead of {parent.seccomp.name})"
@@ -110,6 +111,16 @@ def _widening_names(parent: Profile, child: Profile, more: str) -> Iterator[Find
             yield (kind, "allow"), f"{more}all instead of {len(before)}"
         elif now - before:
             yield (kind, "allow"), f"{more}adds {', '.join(sorted(now - before))}"
+
+
+def _widening_labels(parent: Profile, child: Profile, more: str) -> Iterator[Finding]:
+    now, cost = dict(child.labels), dict(child.cost)
+    for name, labels in parent.labels:
+        if lost := sorted(set(labels) - set(now.get(name, ()))):
+            yield ("labels", name), f"{more}policies are no longer told that {name} is {', '.join(lost)}"
+    for name, before in parent.cost:
+        if cost.get(name, 0) < before:
+            yield ("cost", name), f"{more}counts {cost.get(name, 0)} instead of {before}"
 
 
 def _widening_limits(parent: Profile, child: Profile, more: str) -> Iterator[Finding]:

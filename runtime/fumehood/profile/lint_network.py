@@ -66,6 +66,7 @@ def _within(rule: EgressRule, other: EgressRule) -> bool:
         and (other.allow is None or (rule.allow is not None and set(rule.allow) <= set(other.allow)))
         and rule.credential in (None, other.credential)
         and rule.insecure is other.insecure
+        and set(other.labels) <= set(rule.labels)
     )
 
 

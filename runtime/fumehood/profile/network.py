@@ -235,6 +235,7 @@ def _rule(document: EgressDocument) -> EgressRule:
         allow=document.allow,
         credential=document.credential,
         insecure=document.insecure,
+        labels=() if document.labels is None else document.labels.names,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from fumehood.profile.fields import Name, Strict, Text, Variable, expected, matching, size
+from fumehood.profile.labels import LabelsDocument
 
 MAX_RULES = 32
 MAX_PAIRS = 60  # (name, port): each is a listener in the box's network
@@ -203,6 +204,7 @@ class EgressDocument(Strict):
         default=(), max_length=MAX_ADDRESSES, strict=False, description="Private networks that the name may resolve to."
     )
     credential: Name | None = Field(default=None, description="For http and postgres: the credential that the gate uses here.")
+    labels: LabelsDocument | None = Field(default=None, description="Labels of every call whose box may use this rule.")
     insecure: bool = Field(default=False, description="No TLS upstream, for http (never with a credential) and postgres.")
 
 

@@ -29,6 +29,7 @@ from fumehood.model import (
 )
 from fumehood.profile.documents import DISK_UNLIMITED, Allow, ProfileDocument
 from fumehood.profile.fields import Strict
+from fumehood.profile.labels import labels
 from fumehood.profile.network import credentials, network
 from fumehood.profile.network import judge as judge_network
 from fumehood.profile.problems import Problem
@@ -50,7 +51,7 @@ def merge(parent: ProfileDocument, child: ProfileDocument) -> ProfileDocument:
         value = getattr(child, name)
         if name in _OVERLAID and name in parent.model_fields_set:
             value = _overlay(getattr(parent, name), value)
-        elif name in ("environment", "credentials"):
+        elif name in ("environment", "credentials", "labels", "cost"):
             value = {**getattr(parent, name), **value}
         fields[name] = value
     return parent.model_copy(update=fields)
@@ -209,6 +210,8 @@ def profile(name: str, document: ProfileDocument, seccomp: SeccompPolicy) -> Pro
         accept_risk=document.accept_risk,
         network=network(document.network),
         credentials=credentials(document),
+        labels=labels(document.labels),
+        cost=tuple(sorted(document.cost.items())),
     )
     return replace(value, digest=profile_digest(value))
 

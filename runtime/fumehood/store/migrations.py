@@ -168,6 +168,44 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """,
     ),
     9: (
+        # What calls under way are booked as; gone with their ends.
+        """
+        CREATE TABLE accounts (
+          task TEXT PRIMARY KEY NOT NULL REFERENCES records (task),
+          sender TEXT NOT NULL, tool TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE tools_done (
+          sender TEXT NOT NULL, tool TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL,
+          PRIMARY KEY (sender, tool)
+        ) STRICT, WITHOUT ROWID
+        """,
+        # `place` is a sender, a path or an inode; each row is one call's, and goes if that never ran.
+        """
+        CREATE TABLE taints (
+          place TEXT NOT NULL, label TEXT NOT NULL, task TEXT NOT NULL, at REAL NOT NULL, settled INTEGER NOT NULL,
+          PRIMARY KEY (place, label, task)
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX taints_of_task ON taints (task)",
+        """
+        CREATE TABLE charges (
+          task TEXT NOT NULL, budget TEXT NOT NULL, key TEXT NOT NULL,
+          unit TEXT NOT NULL, amount REAL NOT NULL, per REAL NOT NULL,
+          PRIMARY KEY (task, budget, key)
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX charges_of_budget ON charges (budget, key)",
+        # What ended calls used, in sixtieths of the time that a budget is about.
+        """
+        CREATE TABLE spent (
+          budget TEXT NOT NULL, key TEXT NOT NULL, until REAL NOT NULL, amount REAL NOT NULL,
+          PRIMARY KEY (budget, key, until)
+        ) STRICT, WITHOUT ROWID
+        """,
+    ),
+    10: (
         """
         CREATE TABLE approvals (
           approval TEXT PRIMARY KEY NOT NULL,

@@ -24,6 +24,8 @@ from fumehood.model import (
     Verified,
     WorkspaceMode,
 )
+from fumehood.policies.known import Booked
+from fumehood.policies.policy import default
 from fumehood.reasons import Reason
 
 IMAGE = Image(name="python", digest="sha256:" + "2" * 64, docker_id=None)
@@ -44,6 +46,10 @@ def verified(call: ToolCall) -> Verified:
     found = verify.check(call, OneImage())
     assert isinstance(found, Verified)
     return found
+
+
+def judged(call: ToolCall) -> Verdict | Deny:
+    return policy.evaluate(verified(call), default(), Booked(), owner_uid=0, now_s=1_000_000.0)
 
 
 @pytest.mark.parametrize("mode", [WorkspaceMode.RO, WorkspaceMode.DIRECT])
@@ -116,12 +122,11 @@ def test_a_call_cannot_join_a_session_under_a_profile_that_keeps_none() -> None:
     ],
 )
 def test_every_kind_of_call_needs_its_own_permission(kind: Kind, name: str | None, allows: dict[str, Any]) -> None:
-    def judged(**profile: Any) -> Verdict | Deny:
-        call = replace(call_with(WorkspaceMode.NONE, **profile), kind=kind, tool=name)
-        return policy.evaluate(verified(call), owner_uid=0)
+    def of(**profile: Any) -> Verdict | Deny:
+        return judged(replace(call_with(WorkspaceMode.NONE, **profile), kind=kind, tool=name))
 
-    assert isinstance(judged(**allows), Verdict)
-    found = judged(tools=None)
+    assert isinstance(of(**allows), Verdict)
+    found = of(tools=None)
     assert isinstance(found, Deny)
     assert found.reason is Reason.NOT_ALLOWED
 
@@ -142,26 +147,26 @@ def test_a_uri_cannot_leave_the_beginning_that_is_allowed(uri: str) -> None:
     call = replace(
         call_with(WorkspaceMode.NONE, resources=frozenset({"file:///workspace/*"})), kind=Kind.RESOURCE, tool=uri
     )
-    assert isinstance(policy.evaluate(verified(call), owner_uid=0), Deny)
+    assert isinstance(judged(call), Deny)
 
 
 @pytest.mark.parametrize("allowed", [frozenset[str](), frozenset({"git_diff"}), frozenset({"GIT_LOG", "git_log "})])
 def test_a_tool_that_is_not_listed_exactly_is_denied(allowed: frozenset[str]) -> None:
-    found = policy.evaluate(verified(call_with(WorkspaceMode.NONE, tools=allowed)), owner_uid=0)
+    found = judged(call_with(WorkspaceMode.NONE, tools=allowed))
     assert isinstance(found, Deny)
     assert found.reason is Reason.TOOL_NOT_ALLOWED
 
 
 @pytest.mark.parametrize("allowed", [None, frozenset({"git_log"})])
 def test_a_listed_tool_is_allowed_and_granted(allowed: frozenset[str] | None) -> None:
-    verdict = policy.evaluate(verified(call_with(WorkspaceMode.NONE, tools=allowed)), owner_uid=0)
+    verdict = judged(call_with(WorkspaceMode.NONE, tools=allowed))
     assert isinstance(verdict, Verdict)
     assert verdict.decision is Decision.ALLOW
 
 
 def test_a_sender_who_does_not_own_the_state_folder_is_denied() -> None:
     call = replace(call_with(WorkspaceMode.NONE, tools=None), sender=Sender(uid=1001, name="someone"))
-    found = policy.evaluate(verified(call), owner_uid=0)
+    found = judged(call)
     assert isinstance(found, Deny)
     assert found.reason is Reason.SENDER_DENIED
 

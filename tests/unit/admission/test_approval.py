@@ -31,6 +31,7 @@ from fumehood.model import (
     WorkspaceMode,
 )
 from fumehood.permission import Need
+from fumehood.policies.policy import Policies, Policy
 from fumehood.ports import Approvals, Definition, Ports
 from fumehood.reasons import Reason
 
@@ -74,10 +75,11 @@ class World:
     approvals: Approvals = field(default_factory=lambda: Approvals(approvers=frozenset({"alice", "bob"}), wait_s=30))
     log: Noted = field(default_factory=Noted)
     clock: fakes.FakeClock = field(default_factory=fakes.FakeClock)
+    policies: Policies = field(default_factory=Policies)
 
     @property
     def ports(self) -> Ports:
-        return replace(fakes.ports(self.ledger, self.clock), approvals=self.approvals)
+        return replace(fakes.ports(self.ledger, self.clock), approvals=self.approvals, policies=self.policies)
 
     async def verdict(self, need: Need | None = None, decision: Decision = Decision.ASK, **changed: Any) -> Verdict:
         call = replace(fakes.call(), **{"arguments": {"to": "origin"}, **changed})
@@ -90,7 +92,11 @@ class World:
         self, verdict: Verdict, judge: Callable[[], Verdict | Deny] | None = None, requester: Client | None = None
     ) -> Grant | Deny:
         with anyio.fail_after(10):
-            return await approval.settle(verdict, judge or (lambda: verdict), requester, self.log, self.ports)
+            def judged(policy: Policy, *, now_s: float) -> Verdict | Deny:
+                assert (policy, now_s) == (self.ports.policies.current, self.clock.now_s), "the policy of the moment"
+                return verdict if judge is None else judge()
+
+            return await approval.settle(verdict, judged, requester, self.log, self.ports)
 
     async def asked(self, number: int = 1) -> list[dict[str, Any]]:
         with anyio.fail_after(5):
@@ -198,7 +204,7 @@ async def test_an_approval_is_for_nothing_else(other: dict[str, Any]) -> None:
     assert approval._Question(verdict).binding != approval._Question(swapped(verdict, **other)).binding
 
 
-async def test_an_approval_is_of_one_profile_image_policy_need_and_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_approval_is_of_one_profile_image_policy_need_and_workspace(tmp_path: Path) -> None:
     world = World()
     verdict = await world.verdict()
     profile = verdict.verified.call.profile
@@ -214,8 +220,7 @@ async def test_an_approval_is_of_one_profile_image_policy_need_and_workspace(tmp
         # The same path: another directory may have been put in its place.
         bindings.add(approval._Question(swapped(verdict, profile=mounted, workspace_fd=fd, workspace_path="/w")).binding)
         os.close(fd)
-    monkeypatch.setattr(approval.policy, "IDENTITY", "another/2")
-    bindings.add(approval._Question(verdict).binding)
+    bindings.add(approval._Question(replace(verdict, policy="sha256:another")).binding)
     assert len(bindings) == 7
 
 

@@ -31,6 +31,7 @@ from fumehood.model import (
     Verified,
     WorkspaceMode,
 )
+from fumehood.policies.known import Account
 from fumehood.reasons import Reason
 
 pytestmark = pytest.mark.anyio
@@ -168,8 +169,8 @@ async def test_a_ledger_that_hangs_at_opening_refuses_the_call_and_is_told_to_cl
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Slow(FakeLedger):
-        async def open(self, call: ToolCall) -> None:
-            await super().open(call)  # written, but nobody was told
+        async def open(self, call: ToolCall, account: Account | None = None) -> None:
+            await super().open(call, account)  # written, but nobody was told
             await anyio.sleep_forever()
 
     monkeypatch.setattr(MODULE, "OPEN_DEADLINE_S", 0.05)

@@ -156,9 +156,9 @@ async def test_an_image_rebuilt_between_judgement_and_call_is_refused(tmp_path: 
         await it.listed()
         opening = it.ledger.open
 
-        async def open_late(call: Any) -> Any:
+        async def open_late(*asked: Any) -> Any:
             it.images.digest = "sha256:" + "3" * 64
-            return await opening(call)
+            return await opening(*asked)
 
         it.ledger.open = open_late  # type: ignore[method-assign]
         assert await it.refusal() == Reason.TOOL_CHANGED

@@ -16,6 +16,9 @@ from fumehood.gateway import protocol
 from fumehood.gateway.protocol import GatewayError
 from fumehood.lifecycle import State
 from fumehood.model import Ask, Outcome, Oversize, Result, Scope, Sender
+from fumehood.policies.cedar import Source
+from fumehood.policies.config import PolicyConfig
+from fumehood.policies.policy import made
 from fumehood.reasons import Reason
 
 pytestmark = pytest.mark.anyio
@@ -133,6 +136,18 @@ async def test_a_key_under_another_profile_gives_neither_the_old_answer_nor_a_se
         refused = await call(later)
         assert reason_of(refused) == Reason.KEY_REUSED
         assert "profile" in refused["content"][0]["text"]
+    assert runs(spine) == 1
+
+
+async def test_a_key_under_another_policy_gives_neither_the_old_answer_nor_a_second_run() -> None:
+    spine = FakeSpine()
+    async with opened("modern", spine=spine) as open_:
+        await call(open_)
+        never = Source(name="a.cedar", text='forbid (principal, action, resource == Tool::"another/tool");')
+        spine.ports.policies.adopt(made(PolicyConfig(), [never]))
+        refused = await call(open_)
+        assert reason_of(refused) == Reason.KEY_REUSED
+        assert "another policy" in refused["content"][0]["text"]
     assert runs(spine) == 1
 
 
