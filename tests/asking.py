@@ -21,8 +21,8 @@ from fumehood.model import Decision, Deny, Kind
 from fumehood.permission import Need
 judging = policy.evaluate
 NEED = {need}
-def evaluate(verified, *args):
-    found = judging(verified, *args)
+def evaluate(verified, *args, **more):
+    found = judging(verified, *args, **more)
     if isinstance(found, Deny) or verified.call.kind is not Kind.TOOL:
         return found
     return replace(found, decision=Decision.ASK, rule="policy.asks", why=("it is a test",), need=NEED)

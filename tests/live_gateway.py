@@ -107,10 +107,14 @@ class LiveGateway:
 
 
 def configure(of: Lab, gateway: str, more: str = "") -> Path:
-    """Write a configuration with this `gateway:` section; engines' risks are accepted, and all senders unless `more` has a policy."""
+    """Write a configuration with this `gateway:` section; engines' risks are accepted, and all senders unless `more` has a policy.
+
+    Nobody is there to approve anything, so no request is held open for that, unless `more` says how long.
+    """
     path = of.folder / "gateway.yaml"
     policy = "" if "policy:" in more else SENDERS
-    path.write_text(f"accept_risk: [{', '.join(RISKS)}]\n{policy}{more}\ngateway: {gateway}\n")
+    approvals = "" if "approvals:" in more else "approvals: {wait: 0s}\n"
+    path.write_text(f"accept_risk: [{', '.join(RISKS)}]\n{policy}{approvals}{more}\ngateway: {gateway}\n")
     path.chmod(0o644)
     return path
 

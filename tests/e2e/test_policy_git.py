@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from asking import at_terminal, waiting
 from lab import Lab, lab_for
 from live_gateway import configure, live_gateway
 
@@ -50,6 +51,42 @@ def repository(of: Lab, name: str) -> Path:
         subprocess.run([*run, *words], check=True)
     (place / "a.txt").write_text("one\n")
     return place
+
+
+def test_a_commit_that_nobody_looked_at_runs_once_a_person_has(lab: Lab) -> None:
+    place = repository(lab, "approved")
+    (lab.folder / "git.cedar").write_text(POLICIES)
+    (lab.folder / "git.cedar").chmod(0o644)
+    (lab.folder / "git.yaml").write_text(PROFILE)
+    served = f"{{servers: {{git: {{profile: {lab.folder}/git.yaml, workspace: {place}, engine: oci}}}}}}"
+    file = configure(lab, served, f"approvals: {{wait: 25s}}\npolicy: {{files: [{lab.folder}/git.cedar], shipped: [taint]}}")
+    at = {"repo_path": "/workspace"}
+    with live_gateway(lab, file) as gateway:
+        lab.fumehood("policy", "forget", "root")
+        assert rule(gateway.call("git_add", **at, files=["a.txt"])) is None
+        number = gateway.send("tools/call", name="git_commit", arguments={**at, "message": "unseen"})
+        (row,) = waiting(lab)
+        status, said = at_terminal(lab, "approve", row["id"])
+        assert status == 0, said
+        assert "because    nobody looked at what is staged" in said
+        assert '"message": "unseen"' in said
+        assert rule(gateway.answer(number)["result"]) is None
+        number = gateway.send("tools/call", name="git_commit", arguments={**at, "message": "unseen"})
+        (again,) = waiting(lab)
+        assert again["id"] != row["id"], "it was for one commit"
+        status, _ = at_terminal(lab, "deny", again["id"], "--reason", "once is enough")
+        assert "once is enough" in gateway.answer(number)["result"]["content"][0]["text"]
+        # What decides changes while a person thinks.
+        number = gateway.send("tools/call", name="git_commit", arguments={**at, "message": "late"})
+        (late,) = waiting(lab)
+        (lab.folder / "git.cedar").write_text(POLICIES + '@id("freeze") forbid (principal, action, resource == Tool::"git/git_commit");')
+        assert "read again" in gateway.reload() or gateway.reload()
+        status, said = at_terminal(lab, "approve", late["id"])
+        assert status == 0, said
+        assert rule(gateway.answer(number)["result"]) == "policy.freeze"
+        assert gateway.end() == 0
+    log = subprocess.run(["git", "-C", str(place), "log", "--format=%s"], check=True, capture_output=True, text=True).stdout
+    assert log.split() == ["unseen", "first"]
 
 
 def rule(result: Any) -> str | None:

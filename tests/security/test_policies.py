@@ -45,7 +45,7 @@ def test_policies_allow_ask_and_deny_each_call_by_its_arguments(lab: Lab, engine
     with live_gateway(lab, configure(lab, f"{{servers: {{{one}}}}}", policies(lab, PERMIT + ASK + NEVER + OVERFLOWS))) as gateway:
         assert gateway.call("one")["content"][0]["text"] == "one"
         asked = gateway.call("one", write="here")
-        assert ended(asked) == ("approval_unavailable", "policy.ask")
+        assert ended(asked) == ("approval_pending", "policy.ask")
         denied = gateway.call("one", write="/etc/passwd")
         assert ended(denied) == ("policy_denied", "policy.never")
         failed = gateway.call("one", seconds=2**63 - 1)
