@@ -38,7 +38,9 @@ from fumehood.model import (
     task_id,
 )
 from fumehood.permission import Approval, Need
+from fumehood.policies.config import PolicyConfig
 from fumehood.policies.known import Account, Booked, Conversation
+from fumehood.policies.policy import Policies, made
 from fumehood.ports import (
     Definition,
     EgressEntry,
@@ -421,6 +423,11 @@ class NoImages:
 
     def resolve(self, name: str) -> Image | None:  # noqa: ARG002 - the port's signature
         return None
+
+
+def all_senders() -> Policies:
+    """The policies that ship, with the one that lets every sender call what profiles allow."""
+    return Policies(made(PolicyConfig(shipped=("owner", "senders", "taint")), ()))
 
 
 def ports(ledger: Ledger | None = None, clock: FakeClock | None = None) -> Ports:

@@ -18,7 +18,7 @@ from typing import Any
 
 import anyio
 
-from fakes import FakeLedger, NoBroker
+from fakes import FakeLedger, NoBroker, all_senders
 from fumehood import evidence
 from fumehood.app import SystemClock
 from fumehood.call import run_call
@@ -34,8 +34,6 @@ from fumehood.model import (
     ToolCall,
     Usage,
 )
-from fumehood.policies.config import PolicyConfig
-from fumehood.policies.policy import Policies, made
 from fumehood.ports import Exited, Listen, Made, Ports, Settled, Sockets
 from fumehood.reach import Supplies
 from fumehood.reasons import Reason
@@ -198,7 +196,7 @@ class FakeSpine:
         self.ledger = FakeLedger()
         self.ports = Ports(
             broker=self.broker, ledger=self.ledger, images=OneImage(), clock=SystemClock(), owner_uid=os.getuid(),
-            policies=Policies(made(PolicyConfig(shipped=("owner", "senders", "taint")), ())),
+            policies=all_senders(),
         )  # fmt: skip
 
     async def run(self, call: ToolCall, work: Work) -> Outcome:

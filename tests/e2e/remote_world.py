@@ -24,7 +24,7 @@ import anyio
 from front_client import Told, client
 
 from certificates import Authority
-from fakes import FakeLedger, NoBroker, NoImages, new_task
+from fakes import FakeLedger, NoBroker, NoImages, all_senders, new_task
 from fumehood import evidence
 from fumehood.app import SystemClock
 from fumehood.call import run_call
@@ -103,8 +103,9 @@ class Spine:
         self.ledger = FakeLedger()
         self.outcomes: list[tuple[ToolCall, Outcome]] = []
         self.ports = Ports(
-            broker=NoBroker(), ledger=self.ledger, images=NoImages(), clock=SystemClock(), owner_uid=os.getuid(), outward=outward
-        )
+            broker=NoBroker(), ledger=self.ledger, images=NoImages(), clock=SystemClock(), owner_uid=os.getuid(), outward=outward,
+            policies=all_senders(),
+        )  # fmt: skip
 
     async def run(self, call: ToolCall, work: Work) -> Outcome:
         outcome = await run_call(call, work, self.ports)
