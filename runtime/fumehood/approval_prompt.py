@@ -24,6 +24,7 @@ from fumehood.permission import Need, Vote
 # With everything else a question fits one message to the ledger.
 ARGUMENTS_BYTES = 16 * 1024
 SENTENCES_BYTES = 24 * 1024
+REASONS_BYTES = 8 * 1024
 TEXT_BYTES = 1024
 NOT_PINNED = "contents not pinned"
 
@@ -49,14 +50,13 @@ def shown_arguments(text: str) -> dict[str, Any]:
     }
 
 
-def fitting(sentences: Sequence[str], profile: str) -> list[str]:
-    """As many sentences as fit a question; then one that says how many there are more, and where."""
+def fitting(sentences: Sequence[str], where: str, room: int = SENTENCES_BYTES) -> list[str]:
+    """As many sentences as fit a question; then one that says how many there are more, and where all of them are."""
     kept: list[str] = []
-    room = SENTENCES_BYTES
     for number, sentence in enumerate(sentences):
         room -= len(json.dumps(sentence))
         if room < 0:
-            return [*kept, f"{len(sentences) - number} more sentences are left out here: `fumehood profile explain {profile}`."]
+            return [*kept, f"{len(sentences) - number} more sentences are left out here: `{where}`."]
         kept.append(sentence)
     return kept
 
@@ -93,7 +93,7 @@ def lines(waiting: Mapping[str, Any], most_arguments: int = ARGUMENTS_BYTES) -> 
     if question["session"] is not None:
         yield f"  session    {question['session']}: in a box that earlier calls used"
     yield f"  profile    {_line(question['profile'])}, {question['profile_digest']}"
-    for sentence in question["may"]:
+    for sentence in question.get("may", ()):
         yield f"             - {_line(sentence)}"
     for label in ("image", "pin", "policy"):
         if question[label] is not None:

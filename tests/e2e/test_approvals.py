@@ -180,6 +180,7 @@ def test_a_task_says_that_it_waits(lab: Lab) -> None:
         (row,) = waiting(lab)
         assert (given["resultType"], given["status"]) == ("task", "working")
         assert given["statusMessage"] == f"waits for the approval {row['id']}"
+        assert gateway.answer(gateway.send("tasks/get", taskId=given["taskId"], _meta=tasks))["result"]["statusMessage"]
         assert gateway.answer(gateway.send("tasks/cancel", taskId=given["taskId"], _meta=tasks))["result"] is not None
         gateway.until(lambda: not [each for each in listed(lab) if each["state"] == "open"])
 

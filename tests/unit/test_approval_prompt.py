@@ -107,7 +107,7 @@ def test_arguments_that_are_no_longer_kept_are_named_by_their_digest() -> None:
 def test_a_long_text_and_a_long_profile_say_what_is_left_out() -> None:
     assert cut("x" * 1024) == "x" * 1024
     assert cut("x" * 1030).endswith("… (6 bytes left out)")
-    kept = fitting(["s" * 1000] * 100, "git")
+    kept = fitting(["s" * 1000] * 100, "fumehood profile explain git")
     assert kept[-1] == f"{100 - len(kept) + 1} more sentences are left out here: `fumehood profile explain git`."
     assert fitting(["a"], "git") == ["a"]
 

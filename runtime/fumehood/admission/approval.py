@@ -117,8 +117,11 @@ class _Question:
             "policy": self.verdict.policy,
             "rule": cut(self.verdict.rule),
             "workspace": self._workspace(),
-            "why": [cut(sentence) for sentence in self.verdict.why],
-            "may": approval_prompt.fitting(sentences(call.profile), call.profile.name),
+            "why": approval_prompt.fitting(
+                [cut(sentence) for sentence in self.verdict.why], f"fumehood policy explain --task {call.task}",
+                approval_prompt.REASONS_BYTES,
+            ),
+            "may": approval_prompt.fitting(sentences(call.profile), f"fumehood profile explain {call.profile.name}"),
         }
 
     def _workspace(self) -> dict[str, Any] | None:

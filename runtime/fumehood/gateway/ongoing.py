@@ -41,8 +41,8 @@ Carry = Callable[["Ongoing"], Awaitable[dict[str, Any]]]
 class Ongoing:
     """One call under way. `bound` is what the request was, so that a later round cannot be another request's.
 
-    `goes_on` says whether a call whose request ended unanswered goes on without it. `waits` is what it waits for beside answers;
-    then it may end while its client has a form open, whose answer finds out how. `withdrawn`: its client has cancelled the task.
+    `goes_on` says whether a call whose request ended unanswered goes on without it. `waits` is what it waits for beside answers; one
+    that `has_waited` may end while its client has a form open, whose answer finds out how. `withdrawn`: its client cancelled the task.
     """
 
     sender: Sender
@@ -57,6 +57,7 @@ class Ongoing:
     cancelled: bool = False
     is_task: bool = False
     waits: str = ""
+    has_waited: bool = False
     withdrawn: bool = False
     goes_on: Callable[[], bool] = lambda: False
     on_change: Callable[[Ongoing], None] = lambda _: None
@@ -80,8 +81,8 @@ class Ongoing:
         return self._answers
 
     def wait_for(self, what: str) -> None:
-        """Say what it waits for."""
-        self.waits = what
+        """Say what it waits for; nothing any more."""
+        self.waits, self.has_waited = what, True
         self._tell(questions=self.questions)
 
     def answer(self, answers: Mapping[str, Any]) -> None:
@@ -184,7 +185,7 @@ class Calls:
                 call.cancelled = True
                 call.end(error=GatewayError(INTERNAL_ERROR, "the call was cancelled"))
             # One that waited for a person may end while its client has a form open: then it comes back for how that was.
-            if not call.waits or call.cancelled or call not in self._rounds.values():
+            if not call.has_waited or call.cancelled or call not in self._rounds.values():
                 self._rounds = {handle: each for handle, each in self._rounds.items() if each is not call}
                 if not call.is_task:
                     self._count -= 1

@@ -60,6 +60,12 @@ class Telling:
         text = "\n".join([f"{NAME}: this call waits for a person's approval.", *lines(waiting, ARGUMENTS_CHARS)])
         line = f"waits for the approval {waiting['id']}"
         self._waits(line)
+        try:
+            return await self._tell(waiting, text, line)
+        finally:
+            self._waits("")
+
+    async def _tell(self, waiting: Mapping[str, Any], text: str, line: str) -> bool | None:
         await self._relay.message({"level": "notice", "logger": NAME, "data": text})
         answer: bool | None = None
         async with anyio.create_task_group() as tasks:

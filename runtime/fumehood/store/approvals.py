@@ -7,7 +7,7 @@ Invariants: an approval is for one binding, of one sender; an equal request atta
 timed out and a gateway that was started anew lose nothing, and a denial holds until it is out of date; only what is approved and not
 out of date is spent, once, by one open call of that sender's. One word counts for each identity, and a single no ends it. The yes of
 whoever asked does not count, by whatever name. How many wait is bounded, for one sender and in all. Of what was decided the arguments
-are forgotten; their digest stays.
+and the profile's sentences are forgotten; their digests stay.
 
 A function that refuses (raises `Refused`) has changed nothing.
 """
@@ -45,11 +45,12 @@ _ATTACH = f"{_SELECT} WHERE binding = :binding AND {_LIVE} AND until > :at AND {
 _WAITING = f"SELECT count(*), coalesce(sum({_WHOSE}), 0) FROM approvals WHERE {_LIVE} AND state <> 'denied'"  # noqa: S608 - as above
 _PUT = f"INSERT INTO approvals ({', '.join(_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _COLUMNS)})"  # noqa: S608 - as above
 _EXPIRE = f"""
-    UPDATE approvals SET state = 'expired', decided_at = coalesce(decided_at, until), question = json_remove(question, '$.arguments')
+    UPDATE approvals SET state = 'expired', decided_at = coalesce(decided_at, until),
+      question = json_remove(question, '$.arguments', '$.may')
     WHERE {_LIVE} AND state <> 'denied' AND until <= ? RETURNING approval, task
 """  # noqa: S608 - as above
 _DECIDE = """
-    UPDATE approvals SET state = :state, decided_at = :at, question = json_remove(question, '$.arguments')
+    UPDATE approvals SET state = :state, decided_at = :at, question = json_remove(question, '$.arguments', '$.may')
     WHERE approval = :approval AND state = 'open'
 """
 _SPEND = """
@@ -168,12 +169,6 @@ def spend(conn: Transaction, approval: str, binding: str, task: str, *, runtime_
 def expire(conn: Transaction, at_s: float) -> list[tuple[str, str]]:
     """Say of what nobody decided, or used, in time that it is over: (approval, task) of each."""
     return [(approval, task) for approval, task in conn.run(_EXPIRE, (at_s,)).fetchall()]
-
-
-def is_due(conn: Transaction, at_s: float) -> bool:
-    """Whether `expire` has something to do."""
-    query = f"SELECT 1 FROM approvals WHERE {_LIVE} AND state <> 'denied' AND until <= ? LIMIT 1"  # noqa: S608 - as above
-    return conn.run(query, (at_s,)).fetchone() is not None
 
 
 def tell(conn: Transaction, approval: str, task: str, told: str, *, runtime_id: str) -> None:
