@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from local_runner import FakeSpine
 from fumehood.gateway import protocol, results
 from fumehood.gateway.front import Gateway
 from fumehood.gateway.protocol import GatewayError
-from fumehood.model import Excuse, OnHidden, OnSecret, Oversize, Secrets
+from fumehood.model import Excuse, OnHidden, OnSecret, Oversize, Secrets, digest_of
 from fumehood.reasons import Reason
 from fumehood.screening.known import ISSUED
 
@@ -42,7 +43,8 @@ class Asked:
         with anyio.fail_after(20):
             arguments = {"parts": parts, "where": where, **more}
             params: dict[str, Any] = {"name": "say", "arguments": arguments, **({"_meta": meta} if meta else {})}
-            return await self.front.answer(client(), "tools/call", params, self.told)
+            asking = replace(client(), request_digest=digest_of(params))
+            return await self.front.answer(asking, "tools/call", params, self.told)
 
 
 @asynccontextmanager
@@ -210,7 +212,7 @@ async def test_arguments_redact_changes_the_call_before_it_is_judged_and_that_on
 async def test_arguments_ask_needs_an_approval() -> None:
     async with opened(Secrets(arguments=OnSecret.ASK)) as asked:
         result = await asked.say(parts=[SECRET])
-        assert reason(result) == (Reason.APPROVAL_UNAVAILABLE, "secrets.arguments")
+        assert reason(result) == (Reason.APPROVAL_UNAVAILABLE, "secrets.arguments"), "nobody is an approver here"
 
 
 async def test_an_excuse_holds_for_its_rule_and_place_alone() -> None:
