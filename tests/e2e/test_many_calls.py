@@ -25,6 +25,8 @@ AT_A_TIME = 4
 # However many calls: it was 11 MiB after 10,000. The broker's table of interned strings doubles once, by 940, and then stays; the ledger's pages of the database
 # are kept up to 2 MiB.
 MOST_KIB = {"broker": 3072, "worker": 3072, "ledger": 3072, "operator": 256}
+# A listing beside four calls takes one more id range, and each range's two mappings are kept (`idmaps.py`).
+MORE_FILES = 2
 BARE = Path(__file__).resolve().parents[1] / "bench" / "bare_server.py"
 BARE_PROFILE = """\
 command: [python3, -I, -S, /workspace/bare_server.py]
@@ -56,7 +58,7 @@ def test_many_calls_leave_memory_and_descriptors_flat(lab: Lab) -> None:
         assert gateway.end() == 0
     for name, (kib, descriptors) in after.items():
         assert kib - before[name][0] <= MOST_KIB[name], f"{name}: {before[name]} -> {after[name]}"
-        assert descriptors <= before[name][1], f"{name}: {before[name]} -> {after[name]}"
+        assert descriptors <= before[name][1] + MORE_FILES, f"{name}: {before[name]} -> {after[name]}"
 
 
 def test_calls_of_every_ending_leave_the_host_flat_and_their_records_say_so(lab: Lab) -> None:
@@ -76,7 +78,7 @@ def test_calls_of_every_ending_leave_the_host_flat_and_their_records_say_so(lab:
         assert gateway.end() == 0
     for name, (kib, descriptors) in after.items():
         assert kib - before[name][0] <= MOST_KIB[name], f"{name}: {before[name]} -> {after[name]}, seed {seed}"
-        assert descriptors <= before[name][1], f"{name}: {before[name]} -> {after[name]}, seed {seed}"
+        assert descriptors <= before[name][1] + MORE_FILES, f"{name}: {before[name]} -> {after[name]}, seed {seed}"
     assert judged(soak.told, records(lab)) == [], seed
     if CALLS >= 200:
         assert {"ok", "killed wall", "killed memory", "failed server_died", "refused tool_not_allowed"} <= soak.ended.keys(), (seed, soak.ended)
