@@ -66,7 +66,7 @@ def at_terminal(lab: Lab, *args: str, types: str = "y\n", timeout_s: float = 40)
     ours, theirs = pty.openpty()
     config = ("--config", str(lab.folder / "gateway.yaml")) if (lab.folder / "gateway.yaml").exists() else ()
     process = subprocess.Popen(
-        [str(FUMEHOOD), "approvals", *args, *config], stdin=theirs, stdout=theirs, stderr=theirs, env={**lab.env, "TERM": "dumb"},
+        lab.as_user(str(FUMEHOOD), "approvals", *args, *config), cwd=lab.cwd, stdin=theirs, stdout=theirs, stderr=theirs, env={**lab.env, "TERM": "dumb"},
         start_new_session=True,
     )  # fmt: skip
     os.close(theirs)

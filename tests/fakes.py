@@ -75,7 +75,6 @@ class FakeClock:
     """Time that stands still until it is moved."""
 
     now_s: float = 1_000_000.0
-    answers: list[str] = field(default_factory=list)
 
     def wall_s(self) -> float:
         return self.now_s
@@ -116,6 +115,7 @@ class FakeLedger:
     pins: Transaction = field(default_factory=_pins)
     keys: dict[tuple[Sender, str], tuple[str, str]] = field(default_factory=dict)
     now_s: float = 1_000_000.0
+    answers: list[str] = field(default_factory=list)
 
     async def open(self, call: ToolCall, account: Account | None = None) -> Opened:
         self._check()

@@ -192,7 +192,11 @@ async def _decided(
     failed: list[FumehoodError] = []
 
     async def tell(requester: Requester) -> None:
-        said = await requester.pending(told)
+        try:
+            said = await requester.pending(told)
+        except Exception as error:  # noqa: BLE001 - a client that cannot be told waits like one that was not
+            _log.warning("task %s: its client could not be told of the approval %s: %r", task, waiting.id, error)
+            return
         with suppress(FumehoodError):  # decided meanwhile, or its own answer is not enough: then it changes nothing
             if said is True:
                 await ports.ledger.approval_confirm(waiting.id, task)

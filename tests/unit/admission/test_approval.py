@@ -314,6 +314,16 @@ async def test_a_client_that_takes_it_back_leaves_nothing_to_approve() -> None:
     assert world.ledger.waiting() == []
 
 
+async def test_a_client_that_cannot_be_told_waits_all_the_same() -> None:
+    class Broken(Client):
+        async def pending(self, waiting: Mapping[str, Any]) -> bool | None:
+            raise anyio.ClosedResourceError(waiting["id"])
+
+    world = World()
+    verdict = await world.verdict()
+    assert isinstance(await with_approver(world, world.settle(verdict, requester=Broken()), world.ledger.vote), Grant)
+
+
 @pytest.mark.parametrize("withdraws", [True, False])
 async def test_only_a_client_that_cancels_takes_its_request_back(*, withdraws: bool) -> None:
     world = World()
