@@ -27,6 +27,8 @@ from fumehood.memory import Memory
 from fumehood.model import Decision, Deny, Grant, Keeping, Verdict, WorkspaceMode
 from fumehood.ports import Ports, Requester, Waiting
 from fumehood.reasons import Reason
+from fumehood.screening.judging import for_people
+from fumehood.screening.known import KnownSecrets
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
@@ -50,7 +52,7 @@ async def settle(verdict: Verdict, judge: Judge, requester: Requester | None, lo
     until_s = ports.clock.monotonic_s() + ports.approvals.wait_s
     try:
         while verdict.decision is Decision.ASK:
-            question = _Question(verdict)
+            question = _Question(verdict, ports.known)
             if (deny := question.unanswerable(ports.approvals.approvers)) is not None:
                 return deny
             waiting = await _answered(question, requester, log, ports, until_s)
@@ -63,7 +65,7 @@ async def settle(verdict: Verdict, judge: Judge, requester: Requester | None, lo
             if isinstance(now, Deny):
                 return now
             verdict = now
-            if verdict.decision is Decision.ASK and _Question(verdict).binding == waiting.binding:
+            if verdict.decision is Decision.ASK and _Question(verdict, ports.known).binding == waiting.binding:
                 call = verdict.verified.call
                 spent = await ports.ledger.approval_spend(waiting.id, waiting.binding, call.task)
                 if spent is not None:
@@ -78,14 +80,14 @@ async def settle(verdict: Verdict, judge: Judge, requester: Requester | None, lo
 class _Question:
     """What is put to people about a call, and the digest that their answer is bound to. Raises Refused: it cannot be told."""
 
-    def __init__(self, verdict: Verdict) -> None:
+    def __init__(self, verdict: Verdict, known: KnownSecrets) -> None:
         self.verdict = verdict
         call = verdict.verified.call
         if call.server is not None and call.tool is not None and call.request_digest is None:
             # Not all that goes to a server is among the arguments: answers to what it did not ask are not.
             detail = "the request has no canonical form, so that no approval could be bound to it"
             raise Refused(Deny(reason=Reason.BAD_REQUEST, rule="approval.binding", detail=detail))
-        self.arguments = approval_prompt.arguments_text(call.arguments)
+        self.arguments = approval_prompt.arguments_text(for_people(call.arguments, known))
         self.fields = self._fields()
         bound = {name: value for name, value in self.fields.items() if name not in ("arguments", "why", "may")}
         need = verdict.need
@@ -109,6 +111,8 @@ class _Question:
             "uid": call.sender.uid,
             "request": call.request_digest,
             **approval_prompt.shown_arguments(self.arguments),
+            # What is shown has no secrets, and two calls that differ in nothing else are two.
+            "given": approval_prompt.digest_of({"arguments": approval_prompt.arguments_text(call.arguments)}),
             "profile": call.profile.name,
             "profile_digest": call.profile.digest,
             "engine": call.profile.engine,

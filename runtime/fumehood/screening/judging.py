@@ -75,6 +75,11 @@ def told(detail: str, known: KnownSecrets) -> str:
     return line
 
 
+def for_people(arguments: Any, known: KnownSecrets) -> Any:
+    """Arguments as somebody is asked about them, and as that is kept: without any secret, also one that may stay in the call."""
+    return redacted(arguments, known, lambda _, __: True)[0]
+
+
 class Screen:
     """What one call's texts are held against, and the tally of what was found in what came out of it."""
 

@@ -33,6 +33,7 @@ from fumehood.model import (
 from fumehood.permission import Need
 from fumehood.ports import Approvals, Definition, Ports
 from fumehood.reasons import Reason
+from fumehood.screening.known import KnownSecrets
 
 pytestmark = pytest.mark.anyio
 IMAGE = Image(name="python", digest="sha256:" + "2" * 64, docker_id=None)
@@ -64,6 +65,12 @@ class Client:
     async def pending(self, waiting: Mapping[str, Any]) -> bool | None:
         self.told.append(waiting)
         return self.says
+
+
+def asked_about(verdict: Verdict, *secrets: str) -> approval._Question:
+    known = KnownSecrets()
+    known.enter_texts("lease", secrets)
+    return approval._Question(verdict, known)
 
 
 @dataclass
@@ -198,7 +205,7 @@ def swapped(verdict: Verdict, **call: Any) -> Verdict:
 async def test_an_approval_is_for_nothing_else(other: dict[str, Any]) -> None:
     world = World()
     verdict = await world.verdict()
-    assert approval._Question(verdict).binding != approval._Question(swapped(verdict, **other)).binding
+    assert asked_about(verdict).binding != asked_about(swapped(verdict, **other)).binding
 
 
 async def test_an_approval_is_of_one_profile_image_policy_need_and_workspace(tmp_path: Path) -> None:
@@ -206,18 +213,18 @@ async def test_an_approval_is_of_one_profile_image_policy_need_and_workspace(tmp
     verdict = await world.verdict()
     profile = verdict.verified.call.profile
     mounted = replace(profile, filesystem=Filesystem(workspace=WorkspaceMode.RW))
-    bindings = {approval._Question(verdict).binding}
-    bindings.add(approval._Question(swapped(verdict, profile=replace(profile, digest="sha256:9"))).binding)
-    bindings.add(approval._Question(replace(verdict, need=Need(count=2))).binding)
+    bindings = {asked_about(verdict).binding}
+    bindings.add(asked_about(swapped(verdict, profile=replace(profile, digest="sha256:9"))).binding)
+    bindings.add(asked_about(replace(verdict, need=Need(count=2))).binding)
     image = replace(IMAGE, digest="sha256:" + "9" * 64)
-    bindings.add(approval._Question(replace(verdict, verified=replace(verdict.verified, image=image))).binding)
+    bindings.add(asked_about(replace(verdict, verified=replace(verdict.verified, image=image))).binding)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         fd = os.open(tmp_path / name, os.O_RDONLY)
         # The same path: another directory may have been put in its place.
-        bindings.add(approval._Question(swapped(verdict, profile=mounted, workspace_fd=fd, workspace_path="/w")).binding)
+        bindings.add(asked_about(swapped(verdict, profile=mounted, workspace_fd=fd, workspace_path="/w")).binding)
         os.close(fd)
-    bindings.add(approval._Question(replace(verdict, policy="sha256:another")).binding)
+    bindings.add(asked_about(replace(verdict, policy="sha256:another")).binding)
     assert len(bindings) == 7
 
 
@@ -226,7 +233,7 @@ async def test_a_workspace_is_said_not_to_be_pinned(tmp_path: Path) -> None:
     verdict = await world.verdict()
     mounted = replace(verdict.verified.call.profile, filesystem=Filesystem(workspace=WorkspaceMode.RO))
     fd = os.open(tmp_path, os.O_RDONLY)
-    question = approval._Question(swapped(verdict, profile=mounted, workspace_fd=fd, workspace_path="/srv/w"))
+    question = asked_about(swapped(verdict, profile=mounted, workspace_fd=fd, workspace_path="/srv/w"))
     os.close(fd)
     shown = "\n".join(approval_prompt.lines({"id": "x", "until": 1.0, "binding": "b", "question": question.fields, "need": {
         "approvers": None, "count": 1, "requester": False}}))  # fmt: skip
@@ -374,3 +381,13 @@ async def test_a_ledger_that_goes_while_a_call_waits_ends_it_as_that() -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
         await with_approver(world, world.settle(verdict), go)
     assert "ledger_unavailable" in str(caught.value.exceptions[0])
+
+
+async def test_a_secret_is_neither_shown_nor_kept_and_calls_that_differ_in_it_are_two() -> None:
+    world = World()
+    secret, other = "s3cr3t-of-a-lease-1", "s3cr3t-of-a-lease-2"
+    asked = [asked_about(await world.verdict(task=f"01hf7yat60000000000000009{n}", arguments={"to": each}), secret, other)
+             for n, each in enumerate((secret, other))]
+    assert not any(secret in question.arguments or secret in str(question.fields) for question in asked)
+    assert asked[0].arguments == asked[1].arguments
+    assert asked[0].binding != asked[1].binding
