@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,6 +115,26 @@ def test_a_box_that_could_not_be_removed_is_removed_when_its_engine_answers_agai
             assert gateway.logged("removed the box of task")
             gateway.until(lambda: engine.containers() == [] and [*(lab.state / "ids").iterdir()] == [])
             assert gateway.end() == 0
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_of_cgroups_that_no_mark_tells_of_only_the_empty_go(lab: Lab) -> None:
+    tree = next(place for place in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")) if (place / "cgroup.procs").exists())
+    empty, holding, parent, stranger = (tree / "fumehood" / name for name in ("0" * 26, "1" * 26, "2" * 26, "somebody"))
+    folders = [empty, holding, parent, parent / "task", stranger]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    with subprocess.Popen(["/bin/sleep", "60"]) as inside:
+        try:
+            (holding / "cgroup.procs").write_text(str(inside.pid))
+            assert lab.fumehood("doctor", "--json").said
+            assert [folder.exists() for folder in folders] == [False, True, True, True, True]
+            assert inside.poll() is None
+        finally:
+            inside.kill()
+            inside.wait()
+            for folder in reversed(folders[1:]):
+                folder.rmdir()
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -15,8 +15,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +36,7 @@ RUNTIMES_OWN = ".rt"  # the group that an OCI runtime insists on making for itse
 _PERIOD_US = 100_000
 _EMPTY_DEADLINE_S = 5.0
 _MAKING_ROUNDS = 20
+_RUNTIME = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +346,23 @@ def remove_parent(trees: Trees, runtime_id: str) -> None:
         for path in (folder, folder.parent):
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def remove_empty(trees: Trees, is_marked: Callable[[str], bool]) -> int:
+    """Remove directories of runtimes that no mark tells of, where nothing is in them: how many there were.
+
+    Somebody may live whose they are (an older fumehood, another mount namespace), and makes them anew for the next box: the kernel
+    refuses what holds a process or a group.
+    """
+    removed: set[str] = set()
+    for folder in trees.everywhere(PREFIX):
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if _RUNTIME.fullmatch(entry.name) and not is_marked(entry.name):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(entry.path)  # noqa: PTH106 - one system call, which looks and removes
+                        removed.add(entry.name)
+    return len(removed)
 
 
 def _delegate(trees: Trees, relative: str) -> None:

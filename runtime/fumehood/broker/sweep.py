@@ -6,7 +6,7 @@ by whoever makes an image or a container. What does not agree is left alone.
 
 Of a runtime whose state folder is gone there is no ledger to ask. Its mark (`living.py`) says that it is dead, and its cgroups and
 claims on id ranges name it, in places where nobody else could have made them; they go. Containers stay: what they say of
-themselves may be others' words.
+themselves may be others' words. What no mark tells of is left alone, but for cgroups with nothing in them.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ def sweep(host: Host, ledger: socket.socket) -> Iterator[Swept]:
     _close_forgotten(host, ledger)
     for runtime_id in living.dead_elsewhere(host.ids.marks):
         yield _sweep_elsewhere(host, runtime_id)
+    cgroups.remove_empty(host.trees, lambda name: (host.ids.marks / name).exists())
 
 
 def _sweep_runtime(host: Host, folder: Path, ledger: socket.socket) -> Swept | None:
