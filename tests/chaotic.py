@@ -125,7 +125,8 @@ class Chaos:
 
     def _round(self, gateway: LiveGateway, chance: random.Random, victim: str) -> None:
         names = list(ENDINGS)
-        moment_s = chance.uniform(0.02, 2.2 if self.engine == "docker" else 1.6)
+        longest_s = 2.2 if self.engine == "docker" else 1.6
+        moment_s = chance.uniform(0.02, longest_s if victim in {*MORTAL, "dockerd"} else longest_s / 3)  # later there may be no box
         calls: dict[int, str] = {}
         cancels: list[tuple[float, int]] = []
         with suppress(BrokenPipeError):
