@@ -10,6 +10,7 @@ import subprocess
 import time
 from typing import Any
 
+from fumehood.approval_prompt import FOLDED
 from lab import FUMEHOOD, Lab
 
 # Every call of a tool is asked about; `need` is what `permission.Need` takes. The file can be changed while the gateway runs.
@@ -82,7 +83,7 @@ def at_terminal(lab: Lab, *args: str, types: str = "y\n", timeout_s: float = 40)
                 if not typed and b"[y/N]" in said:
                     os.write(ours, types.encode())
                     typed = True
-        return process.wait(20), said.decode(errors="replace")
+        return process.wait(20), said.decode(errors="replace").replace("\r\n" + FOLDED, "")
     finally:
         process.kill()
         process.wait()

@@ -4,16 +4,17 @@
     binding    the digest of everything that decides what the call does, by which an approval is good for this call and no other
     lines      the question for a person: each line escaped, none left out without a word
 
-Attacks: arguments that scroll what matters away, that draw over it (ANSI, bidirectional controls), hide in it (zero width, tags) or
-read as something else (letters of another alphabet); a text that is cut where its end would have told. So what does not fit says how
-many bytes are left out, their digest, and how all of it is seen; everything from outside is made unmistakable; and no text of a
-caller's can begin a line of its own.
+Attacks: arguments that scroll what matters away, that draw over it (ANSI, bidirectional controls), hide in it (zero width, tags),
+read as something else (letters of another alphabet), or are so long that a terminal folds them into what looks like a line of ours; a
+text that is cut where its end would have told. So what does not fit says how many bytes are left out, their digest, and how all of it
+is seen; everything from outside is made unmistakable; and no text of a caller's can begin a line of its own, not even by being folded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +27,8 @@ ARGUMENTS_BYTES = 16 * 1024
 SENTENCES_BYTES = 24 * 1024
 REASONS_BYTES = 8 * 1024
 TEXT_BYTES = 1024
+COLUMNS = 132
+FOLDED = "           | "
 NOT_PINNED = "contents not pinned"
 
 Question = Mapping[str, Any]
@@ -76,8 +79,29 @@ def needed(need: Need) -> str:
     return f"{many}; or the requester's own confirmation" if need.requester else many
 
 
-def lines(waiting: Mapping[str, Any], most_arguments: int = ARGUMENTS_BYTES) -> Iterator[str]:
-    """An approval as the ledger tells of it (`id`, `binding`, `until`, `question`, `need`, `votes`), for a person to decide."""
+def lines(waiting: Mapping[str, Any], most_arguments: int = ARGUMENTS_BYTES, columns: int = COLUMNS) -> Iterator[str]:
+    """An approval as the ledger tells of it (`id`, `binding`, `until`, `question`, `need`, `votes`), for a person to decide.
+
+    No line is wider than `columns`: what a terminal folded would begin a line that looks like one of ours.
+    """
+    for line in _whole_lines(waiting, most_arguments):
+        yield from folded(line, columns)
+
+
+def folded(line: str, columns: int) -> Iterator[str]:
+    """A line in pieces that fit, each but the first marked as what it is. Letters may be two columns wide."""
+    piece, room = "", columns
+    for char in line:
+        width = 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        if width > room:
+            yield piece
+            piece, room = FOLDED, max(2, columns - len(FOLDED))
+        piece += char
+        room -= width
+    yield piece
+
+
+def _whole_lines(waiting: Mapping[str, Any], most_arguments: int) -> Iterator[str]:
     question: Question = waiting["question"]
     name = waiting["id"]
     what = question["kind"] if question["tool"] is None else f"{question['kind']} {_line(question['tool'])}"

@@ -6,14 +6,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' own fakes and signer
 
-from fakes import call, new_task
+from fakes import call, new_task, ports
 from fumehood.admission import approval, policy, verify
 from fumehood.app import SystemClock
 from fumehood.evidence.client import LedgerClient
@@ -22,10 +23,11 @@ from fumehood.gateway.bounds import excess
 from fumehood.gateway.proofs import CHALLENGE_KEY, Proofs
 from fumehood.gateway.schema import Schema
 from fumehood.gateway_config import EnvelopeConfig
+from fumehood.lifecycle import Event
 from fumehood.model import ArgumentBounds, Deny, Image, Kind, Outcome, Result, Sender, ToolCall
 from fumehood.policies.booking import account_of
 from fumehood.policies.policy import default
-from fumehood.ports import SenderKey
+from fumehood.ports import Ledger, SenderKey
 from ledgers import SERVE, Running, client, running
 from signed import Signer
 
@@ -100,10 +102,19 @@ class Admitting:
         opened = await worker.open(wanted, account_of(wanted, default().config))
         verified = verify.check(wanted, _OneImage())
         assert not isinstance(verified, Deny)
-        verdict = policy.evaluate(verified, default(), opened.booked, 0, time.time())
+        judge = partial(policy.evaluate, verified, booked=opened.booked, owner_uid=0)
+        verdict = judge(default(), now_s=time.time())
         assert not isinstance(verdict, Deny)
-        assert not isinstance(approval.settle(verdict), Deny)
+        nobody = _Silent()
+        assert not isinstance(await approval.settle(verdict, judge, None, nobody, ports(cast("Ledger", worker))), Deny)
         return wanted.task
+
+
+class _Silent:
+    """A log to which a call that asks nobody writes nothing."""
+
+    async def event(self, event: Event, **_: Any) -> None:
+        raise AssertionError(event)
 
 
 class _Remembering:

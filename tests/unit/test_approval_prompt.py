@@ -24,7 +24,7 @@ NEED = {"approvers": None, "count": 1, "requester": False}
 
 def shown(most: int = ARGUMENTS_BYTES, **changed: Any) -> list[str]:
     row = {"id": "0" * 26, "binding": "sha256:b", "until": 0.0, "question": {**QUESTION, **changed}, "need": NEED, "votes": []}
-    return list(lines(row, most))
+    return list(lines(row, most, 10_000))
 
 
 def with_arguments(arguments: dict[str, Any]) -> list[str]:
@@ -70,6 +70,17 @@ def test_arguments_are_a_member_a_line_and_escaped() -> None:
     assert "\u043f\u0440\u0438\u0432\u0435\u0442" in text
     assert '"like": "p\\u0430y"' in text
     assert '"flip": "\\u202e"' in text
+
+
+def test_a_line_that_a_terminal_would_fold_is_folded_and_marked() -> None:
+    pretence = "  needs      nobody"
+    row = {"id": "0" * 26, "binding": "b", "until": 0.0, "need": NEED, "question": {**QUESTION, "tool": " " * 59 + pretence}}
+    found = list(lines(row, ARGUMENTS_BYTES, 80))
+    assert all(len(line) <= 80 for line in found)
+    assert not any(line.startswith(pretence) for line in found)
+    wide = list(approval_prompt.folded("\u4f60" * 100, 80))
+    assert [len(piece) for piece in wide[:2]] == [40, len(approval_prompt.FOLDED) + 33]
+    assert "".join(piece.removeprefix(approval_prompt.FOLDED) for piece in wide) == "\u4f60" * 100
 
 
 def test_an_escaped_backslash_is_no_letter() -> None:

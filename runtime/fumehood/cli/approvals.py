@@ -205,8 +205,6 @@ def deny(name: Id, *, reason: Why = "", config: Configured = None, as_json: AsJs
 
 def watch(*, config: Configured = None, as_json: AsJson = False) -> None:
     """Show what comes to wait, as it comes; at a terminal, and ask for an answer. Ends with Ctrl-C."""
-    from fumehood.approval_prompt import lines
-
     with _doors(config, decides=True) as doors:
         seen: set[str] = set()
         while True:
@@ -219,7 +217,7 @@ def watch(*, config: Configured = None, as_json: AsJson = False) -> None:
                 if as_json or row is None:
                     typer.echo(json.dumps(row or each) if as_json else f"changes wait: `fumehood approvals show {each['id']}`")
                     continue
-                typer.echo("\n".join(lines(row)))
+                _write(row)
                 if _at_terminal():
                     _answer_at_terminal(doors, row)
             time.sleep(POLL_S)
@@ -313,9 +311,12 @@ def _answer_at_terminal(doors: _Doors, row: Row) -> None:
 
 
 def _write(row: Row) -> None:
-    from fumehood.approval_prompt import lines
+    import shutil
 
-    typer.echo("\n".join(lines(row)))
+    from fumehood.approval_prompt import ARGUMENTS_BYTES, COLUMNS, lines
+
+    columns = min(COLUMNS, shutil.get_terminal_size((COLUMNS, 24)).columns) if sys.stdout.isatty() else COLUMNS
+    typer.echo("\n".join(lines(row, ARGUMENTS_BYTES, max(40, columns))))
 
 
 def _write_arguments(doors: _Doors, row: Row) -> None:
