@@ -45,6 +45,10 @@ class IdPool:
         """The first host id of a slot."""
         return self.start + slot * self.size
 
+    def range_of(self, slot: int) -> range:
+        """The host ids of a slot."""
+        return range(self.base(slot), self.base(slot + 1))
+
     def take(self, runtime_id: str) -> int:
         """A free slot, now ours. Raises FumehoodError(BUSY) when all are taken."""
         slots = self.count // self.size

@@ -12,6 +12,7 @@ import ctypes
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,12 +83,31 @@ def commands() -> Iterator[bytes]:
                 yield Path(f"/proc/{name}/cmdline").read_bytes()
 
 
-def any_of(ids: range) -> bool:
-    """Whether a process of the host has a uid of this range."""
+def of_ids(ids: range) -> Iterator[int]:
+    """Every process of the host that has a uid of this range."""
     for name in os.listdir("/proc"):  # noqa: PTH208 - thousands of names
         with contextlib.suppress(OSError):
             if name.isdecimal() and os.stat(f"/proc/{name}").st_uid in ids:  # noqa: PTH116 - as above
-                return True
+                yield int(name)
+
+
+def end_of_ids(ids: range, timeout_s: float) -> bool:
+    """Kill whoever has a uid of this range, which is one box's alone; False when somebody is left.
+
+    A dockerd that was killed while it made a container forgets it, and leaves its `runc init` waiting for ever.
+    """
+    until_s = time.monotonic() + timeout_s
+    while time.monotonic() <= until_s:
+        alive_ones = 0
+        for pid in of_ids(ids):
+            try:
+                pidfd = verified_pidfd(pid, lambda pid: Path(f"/proc/{pid}").stat().st_uid in ids, "a process of the box")
+            except BoxFailed:
+                continue  # it has ended, whether it was reaped or not
+            alive_ones += 1
+            end(pidfd, max(0.0, until_s - time.monotonic()))
+        if not alive_ones:
+            return True
     return False
 
 

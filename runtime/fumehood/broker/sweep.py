@@ -124,14 +124,14 @@ def _sweep_runtime(host: Host, folder: Path, ledger: socket.socket) -> Swept | N
     containers, swept = _sweep_containers(host, folder, ledger, facts)
     for row in tasks:
         close_lost(ledger, row["task"], facts[row["task"]])
-    slots: list[int] = []
+    held, slots = host.ids.of_runtime(runtime_id), []
     if swept:  # else the folder's notes and the id ranges stay for a time at which the engine answers
-        slots = host.ids.of_runtime(runtime_id)
+        slots = [slot for slot in held if processes.end_of_ids(host.ids.range_of(slot), RUNTIMES_END_S)]
         for slot in slots:
             host.ids.give_back(slot, runtime_id)
         sweep_tickets(host.settings.state.locks)
         await_runtimes(folder)
-        swept = remove_folder(folder)
+        swept = slots == held and remove_folder(folder)
     if swept:
         (host.ids.marks / runtime_id).unlink(missing_ok=True)
     return Swept(
@@ -143,7 +143,7 @@ def _sweep_elsewhere(host: Host, runtime_id: str) -> Swept:
     groups = cgroups.remove_tree(host.trees, runtime_id)
     slots = list(host.ids.claimed(runtime_id))
     # A container's process may still have ids of the range, whatever became of who made it (rule 14).
-    free = [slot for slot in slots if not processes.any_of(range(host.ids.base(slot), host.ids.base(slot + 1)))]
+    free = [slot for slot in slots if not any(processes.of_ids(host.ids.range_of(slot)))]
     for slot in free:
         host.ids.unclaim(slot, runtime_id)
     if done := free == slots:

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Teardown:
-    """Made for one removal. Names are for the record: init, runtime, container, cgroup, root, workspace, folder, id_range."""
+    """Made for one removal. Names are the record's: init, runtime, container, cgroup, processes, root, workspace, folder, id_range."""
 
     def __init__(self) -> None:
         """Begin the clock."""

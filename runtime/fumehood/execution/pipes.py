@@ -1,4 +1,8 @@
-"""The pipes of a tool: made, fed, read within limits, and cut into lines."""
+"""The pipes of a tool: made, fed, read within limits, and cut into lines.
+
+A session's streams are used by calls that do not own them, and its box may end while one waits. The number of a pipe that is
+closed is the next pipe's, of another call: whoever waits is woken first, and asks for the number anew.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +75,8 @@ def _close(pipes: Pipes, name: str) -> None:
     fd = getattr(pipes, name)
     if fd >= 0:
         setattr(pipes, name, -1)
+        with contextlib.suppress(RuntimeError):  # outside an event loop nobody waits
+            anyio.notify_closing(fd)
         os.close(fd)
 
 
@@ -91,7 +97,7 @@ async def collect(
     box: RunningBox, fd: int, name: str, kept: Kept, on_output: Callable[[str, bytes], None] | None, heard: Heard
 ) -> None:
     """Read one stream to its end; a tool that floods it is ended."""
-    while chunk := await _read(fd):
+    while chunk := await _read(lambda: fd):
         heard.now()
         fresh = kept.take(chunk)
         if fresh and on_output is not None:
@@ -110,7 +116,7 @@ async def feed(source: int, pipes: Pipes) -> None:
                 await anyio.wait_readable(source)
             if not (chunk := os.read(source, CHUNK_BYTES)):
                 return
-            await _write(pipes.our_in, chunk)
+            await _write(lambda: pipes.our_in, chunk)
     except (BrokenPipeError, OSError):
         pass  # the tool does not want more
     finally:
@@ -132,7 +138,7 @@ class Lines:
         """Write one message. Raises ExchangeFailed."""
         async with self._sending:
             try:
-                await _write(self._pipes.our_in, frame + b"\n")
+                await _write(lambda: self._pipes.our_in, frame + b"\n")
             except BrokenPipeError:
                 raise ExchangeFailed(Reason.SERVER_DIED, "the server closed its input") from None
 
@@ -196,25 +202,32 @@ class Lines:
         self._skipping = False
 
     async def _more(self) -> bytes:
-        chunk = await _read(self._pipes.our_out)
+        chunk = await _read(lambda: self._pipes.our_out)
         if not chunk:
             raise ExchangeFailed(Reason.SERVER_DIED, "the server ended before it answered")
         self._heard.now()
         return chunk
 
 
-async def _read(fd: int) -> bytes:
-    while True:
+async def _read(end: Callable[[], int]) -> bytes:
+    """What there is; nothing when the pipe has ended or was closed. `end` is asked anew after each wait."""
+    while (fd := end()) >= 0:
         try:
             return os.read(fd, CHUNK_BYTES)
         except BlockingIOError:
-            await anyio.wait_readable(fd)
+            with contextlib.suppress(anyio.ClosedResourceError):
+                await anyio.wait_readable(fd)
+    return b""
 
 
-async def _write(fd: int, data: bytes) -> None:
+async def _write(end: Callable[[], int], data: bytes) -> None:
+    """All of it. Raises BrokenPipeError, also when the pipe was closed."""
     view = memoryview(data)
     while view:
+        if (fd := end()) < 0:
+            raise BrokenPipeError
         try:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
-            await anyio.wait_writable(fd)
+            with contextlib.suppress(anyio.ClosedResourceError):
+                await anyio.wait_writable(fd)

@@ -224,6 +224,19 @@ def test_an_id_range_that_a_process_still_has_stays_claimed(host: Host, tmp_path
     assert not (host.ids.claims / str(slot)).exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a process of another uid")
+def test_a_process_that_an_engine_left_with_a_dead_runtimes_ids_is_ended_before_the_range_is_free(host: Host) -> None:
+    runtime(host, DEAD)
+    uid = host.ids.base(host.ids.take(DEAD)) + 1000
+    beside = host.ids.base(9) + 1000  # of a slot that nobody here holds
+    with subprocess.Popen(["/bin/sleep", "60"], user=uid, group=uid) as left, subprocess.Popen(["/bin/sleep", "60"], user=beside) as other:
+        assert [each.id_ranges for each in swept(host, SmallLedger({}))] == [1]
+        assert left.wait(5) == -9
+        assert other.poll() is None
+        other.kill()
+    assert host.ids.of_runtime(DEAD) == []
+
+
 def test_a_claim_without_a_mark_is_left_alone(host: Host) -> None:
     (host.ids.claims / "5").touch()  # an older fumehood's, which may live
     assert swept(host, SmallLedger({})) == []

@@ -162,6 +162,9 @@ class DockerEngine:
         gone = teardown.take("container", lambda: remove_container(self._api, live.container_id or spec.container))
         if live.group is not None:
             teardown.take("cgroup", live.group.remove)
+        else:  # no init of it was ever seen: an engine that died while it made the container may have left one
+            ids = range(spec.id_base, spec.id_base + spec.id_count)
+            teardown.take("processes", lambda: processes.end_of_ids(ids, _GONE_DEADLINE_S))
         if gone:  # else the notes stay, for the sweeper to find the container by
             shutil.rmtree(live.folder, ignore_errors=True)
             (self._folder / f"{spec.task}.id").unlink(missing_ok=True)
