@@ -168,31 +168,6 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         """,
     ),
     9: (
-        """
-        CREATE TABLE approvals (
-          approval TEXT PRIMARY KEY NOT NULL,
-          task TEXT NOT NULL REFERENCES records (task),
-          binding TEXT NOT NULL,
-          tenant TEXT NOT NULL, sender TEXT NOT NULL, sender_uid INTEGER NOT NULL, sender_key TEXT,
-          approvers TEXT, count INTEGER NOT NULL, requester INTEGER NOT NULL,
-          question TEXT NOT NULL,
-          state TEXT NOT NULL CHECK (state IN ('open', 'approved', 'denied', 'withdrawn', 'expired', 'spent')),
-          opened_at REAL NOT NULL, until REAL NOT NULL, decided_at REAL, spent_by TEXT, told TEXT,
-          CHECK ((state = 'open') = (decided_at IS NULL) AND (state = 'spent') = (spent_by IS NOT NULL))
-        ) STRICT
-        """,
-        # The few that a request may attach to, or an approver may decide, among all that ever were.
-        "CREATE INDEX approvals_live ON approvals (binding) WHERE state IN ('open', 'approved', 'denied')",
-        """
-        CREATE TABLE approval_votes (
-          approval TEXT NOT NULL REFERENCES approvals (approval),
-          identity TEXT NOT NULL, approver TEXT NOT NULL, approves INTEGER NOT NULL,
-          how TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL, signed TEXT,
-          PRIMARY KEY (approval, identity)
-        ) STRICT, WITHOUT ROWID
-        """,
-    ),
-    10: (
         # What calls under way are booked as; gone with their ends.
         """
         CREATE TABLE accounts (
@@ -227,6 +202,31 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         CREATE TABLE spent (
           budget TEXT NOT NULL, key TEXT NOT NULL, until REAL NOT NULL, amount REAL NOT NULL,
           PRIMARY KEY (budget, key, until)
+        ) STRICT, WITHOUT ROWID
+        """,
+    ),
+    10: (
+        """
+        CREATE TABLE approvals (
+          approval TEXT PRIMARY KEY NOT NULL,
+          task TEXT NOT NULL REFERENCES records (task),
+          binding TEXT NOT NULL,
+          tenant TEXT NOT NULL, sender TEXT NOT NULL, sender_uid INTEGER NOT NULL, sender_key TEXT,
+          approvers TEXT, count INTEGER NOT NULL, requester INTEGER NOT NULL,
+          question TEXT NOT NULL,
+          state TEXT NOT NULL CHECK (state IN ('open', 'approved', 'denied', 'withdrawn', 'expired', 'spent')),
+          opened_at REAL NOT NULL, until REAL NOT NULL, decided_at REAL, spent_by TEXT, told TEXT,
+          CHECK ((state = 'open') = (decided_at IS NULL) AND (state = 'spent') = (spent_by IS NOT NULL))
+        ) STRICT
+        """,
+        # The few that a request may attach to, or an approver may decide, among all that ever were.
+        "CREATE INDEX approvals_live ON approvals (binding) WHERE state IN ('open', 'approved', 'denied')",
+        """
+        CREATE TABLE approval_votes (
+          approval TEXT NOT NULL REFERENCES approvals (approval),
+          identity TEXT NOT NULL, approver TEXT NOT NULL, approves INTEGER NOT NULL,
+          how TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL, signed TEXT,
+          PRIMARY KEY (approval, identity)
         ) STRICT, WITHOUT ROWID
         """,
     ),
