@@ -130,10 +130,14 @@ class Filesystem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLife:
-    """How long a session's box is kept: without a call, and in all."""
+    """How long a session's box is kept: without a call, and in all.
+
+    `approvals`: whether a call that a person must agree to may run in it, where nobody sees what earlier calls left (rule 10).
+    """
 
     idle_s: float = 300.0
     lifetime_s: float = 3600.0
+    approvals: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

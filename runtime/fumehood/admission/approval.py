@@ -77,6 +77,16 @@ async def settle(verdict: Verdict, judge: Judge, requester: Requester | None, lo
     return Grant(verdict=verdict)
 
 
+def _in_used_box(verdict: Verdict) -> Deny | None:
+    """Why nobody is asked about a call in a session: what earlier calls made of its box no question shows (rule 10)."""
+    call = verdict.verified.call
+    if call.session is None or call.profile.session.approvals:
+        return None
+    detail = f"it needs an approval, and the profile {call.profile.name} has none in a session, whose box earlier calls have used"
+    remedy = "Use `scope: call`, or say `session: {approvals: true}` in the profile."
+    return Deny(reason=Reason.APPROVAL_UNAVAILABLE, rule="session.approvals", detail=detail, remedy=remedy)
+
+
 class _Question:
     """What is put to people about a call, and the digest that their answer is bound to. Raises Refused: it cannot be told."""
 
@@ -145,6 +155,8 @@ class _Question:
 
     def unanswerable(self, approvers: frozenset[str]) -> Deny | None:
         """Why nobody could ever agree to it, if so."""
+        if (deny := _in_used_box(self.verdict)) is not None:
+            return deny
         need = self.verdict.need
         if need.requester:
             return None

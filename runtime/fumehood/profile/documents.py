@@ -221,6 +221,9 @@ class SessionDocument(Strict):
 
     idle: Annotated[float, *duration(1)] = Field(default=300.0, description="Without a call.")
     lifetime: Annotated[float, *duration(1)] = Field(default=3600.0, description="In all.")
+    approvals: bool = Field(
+        default=False, description="Whether what a person must agree to may run in a box that earlier calls have used."
+    )
 
 
 class PoolDocument(Strict):

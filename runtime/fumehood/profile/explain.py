@@ -86,6 +86,7 @@ def _what_runs(value: Profile) -> list[str]:
         if per_call
         else "All calls of one client's session share a box, frozen between them, which is removed after"
         f" {duration_text(life.idle_s)} without a call and {duration_text(life.lifetime_s)} in all."
+        + (" What a person must agree to runs there too." if life.approvals else "")
     )
     pool = value.pool
     ahead = (
@@ -295,8 +296,9 @@ def _remote_bounds(value: Profile) -> list[str]:
     ]
 
 
-def _session(value: Profile) -> dict[str, str]:
-    return {"idle": duration_text(value.session.idle_s), "lifetime": duration_text(value.session.lifetime_s)}
+def _session(value: Profile) -> dict[str, Any]:
+    life = value.session
+    return {"idle": duration_text(life.idle_s), "lifetime": duration_text(life.lifetime_s), "approvals": life.approvals}
 
 
 def _pool(value: Profile) -> dict[str, Any]:

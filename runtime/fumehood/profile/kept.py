@@ -221,7 +221,8 @@ def _ask(stored: object) -> Ask:
 
 def _session(stored: object) -> SessionLife:
     has = _map_of(SessionLife, stored)
-    return SessionLife(idle_s=_as(float, has["idle_s"]), lifetime_s=_as(float, has["lifetime_s"]))
+    approvals = _as(bool, has["approvals"])
+    return SessionLife(idle_s=_as(float, has["idle_s"]), lifetime_s=_as(float, has["lifetime_s"]), approvals=approvals)
 
 
 def _pool(stored: object) -> Pool:

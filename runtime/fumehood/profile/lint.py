@@ -91,6 +91,11 @@ def _widening(parent: Profile, child: Profile) -> Iterator[Finding]:
             f"{more}sessions of {duration_text(child.session.lifetime_s)}",
         ),
         (
+            child.session.approvals and not parent.session.approvals,
+            ("session", "approvals"),
+            f"{more}what a person must agree to in a box that earlier calls have used",
+        ),
+        (
             child.pool.started > parent.pool.started,
             ("pool", "started"),
             f"{more}{child.pool.started} servers that run before their call",

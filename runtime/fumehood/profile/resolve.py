@@ -191,7 +191,9 @@ def profile(name: str, document: ProfileDocument, seccomp: SeccompPolicy) -> Pro
             most=document.ask.most,
             wait_s=document.ask.wait,
         ),
-        session=SessionLife(idle_s=document.session.idle, lifetime_s=document.session.lifetime),
+        session=SessionLife(
+            idle_s=document.session.idle, lifetime_s=document.session.lifetime, approvals=document.session.approvals
+        ),
         pool=Pool(started=document.pool.started, idle_s=document.pool.idle, age_s=document.pool.age),
         results=Oversize(document.results),
         engine=document.engine,

@@ -25,7 +25,9 @@ from fumehood.model import (
     Image,
     Keeping,
     PinOf,
+    Scope,
     Sender,
+    SessionLife,
     Verdict,
     Verified,
     WorkspaceMode,
@@ -391,3 +393,17 @@ async def test_a_secret_is_neither_shown_nor_kept_and_calls_that_differ_in_it_ar
     assert not any(secret in question.arguments or secret in str(question.fields) for question in asked)
     assert asked[0].arguments == asked[1].arguments
     assert asked[0].binding != asked[1].binding
+
+
+async def test_in_a_box_that_earlier_calls_have_used_nobody_is_asked_unless_the_profile_says_so() -> None:
+    world = World()
+    profile = replace(fakes.call().profile, scope=Scope.SESSION)
+    verdict = await world.verdict(session="01hf7yat600000000000000099", profile=profile)
+    found = await world.settle(verdict)
+    assert isinstance(found, Deny)
+    assert (found.reason, found.rule) == (Reason.APPROVAL_UNAVAILABLE, "session.approvals")
+    assert world.ledger.waiting() == []
+    call = verdict.verified.call
+    allowed = replace(call, profile=replace(call.profile, session=SessionLife(approvals=True)))
+    verdict = replace(verdict, verified=replace(verdict.verified, call=allowed))
+    assert isinstance(await with_approver(world, world.settle(verdict), world.ledger.vote), Grant)
