@@ -10,7 +10,7 @@ import subprocess
 import time
 from typing import Any
 
-from fumehood.approval_prompt import FOLDED
+from fumehood.approvals.prompt import FOLDED
 from lab import FUMEHOOD, Lab
 
 # Every call of a tool is asked about; `need` is what `permission.Need` takes. The file can be changed while the gateway runs.

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
-from fumehood.approval_prompt import votes_of
+from fumehood.approvals.prompt import votes_of
 from fumehood.evidence.client import closing, opening
 from fumehood.faults import BoxFailed, LedgerGone, Refused
 from fumehood.ledger import booking

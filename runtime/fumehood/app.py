@@ -116,7 +116,7 @@ async def _telling(given: Given, ledger: Ledger, clock: SystemClock) -> AsyncIte
     if given.config.webhook is None or given.webhook_secret is None:
         yield Approvals().tell
         return
-    from fumehood.telling import Webhook, key_of, telling
+    from fumehood.approvals.webhook import Webhook, key_of, telling
 
     webhook = Webhook(given.config.webhook.url, key_of(given.webhook_secret), given.authorities)
     async with telling(webhook, ledger, clock) as found:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fumehood.approvals_config import ApprovalsConfig
+from fumehood.approvals.config import ApprovalsConfig
 from fumehood.faults import FumehoodError
 from fumehood.gateway_config import GatewayConfig
 from fumehood.outward_config import OutwardConfig
@@ -154,7 +154,7 @@ def _outward(read: Any, source: Source) -> OutwardConfig:
 
 def _approvals(read: Any, source: Source) -> ApprovalsConfig:
     """The `approvals:` section as a value. Raises Problems."""
-    from fumehood.approvals_document import plain
+    from fumehood.approvals.document import plain
 
     return plain(read.approvals, source)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from fumehood.approvals_document import ApprovalsSection
+from fumehood.approvals.document import ApprovalsSection
 from fumehood.config import MAX_BOXES
 from fumehood.evidence_document import EvidenceSection
 from fumehood.gateway_document import GatewayDocument

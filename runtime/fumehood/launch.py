@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from fumehood import accounts, config, confine, operating, wire
-from fumehood.approvals_config import ApprovalsConfig
+from fumehood.approvals.config import ApprovalsConfig
 from fumehood.faults import FumehoodError
 from fumehood.gateway_config import PinMode
 from fumehood.model import task_id

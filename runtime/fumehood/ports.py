@@ -216,7 +216,7 @@ class Requester(Protocol):
         ...
 
     async def pending(self, waiting: Mapping[str, Any]) -> bool | None:
-        """Tell of it, as `approval_prompt.lines` has it, for as long as that takes.
+        """Tell of it, as `prompt.lines` has it, for as long as that takes.
 
         True: a person at the client confirms the request, which counts where a rule says so; False: takes it back; None: neither.
         """

@@ -21,7 +21,7 @@ from mcp import Client, StdioServerParameters
 from mcp_types import ElicitResult
 
 from asking import asks, at_terminal, listed, program, waiting
-from fumehood.signed_answer import made
+from fumehood.approvals.answers import made
 from fumehood.thumbprint import text_of
 from lab import Lab, lab_for
 from live_gateway import META, configure, live_gateway, napping

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import fakes
 from fakes import call
+from fumehood.approvals.answers import made
 from fumehood.evidence.client import opening
 from fumehood.faults import Refused
 from fumehood.memory import Memory
@@ -20,7 +21,6 @@ from fumehood.model import Keeping, Sender, ToolCall
 from fumehood.permission import Need
 from fumehood.ports import Ledger, Waiting
 from fumehood.reasons import Reason
-from fumehood.signed_answer import made
 from fumehood.thumbprint import text_of
 from ledgers import SERVE, Running, client, running
 

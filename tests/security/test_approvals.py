@@ -17,7 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from asking import asks, at_terminal, listed, program, waiting
-from fumehood.signed_answer import made
+from fumehood.approvals.answers import made
 from fumehood.thumbprint import text_of
 from lab import Lab, lab_for
 from live_gateway import LiveGateway, configure, live_gateway, napping, naps

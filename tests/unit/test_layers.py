@@ -19,12 +19,12 @@ GROUND = VALUES | {
     "lifecycle", "ports", "faults", "wire", "state", "settings", "asking", "safe_files", "subids", "config", "config_document",
     "gateway_config", "gateway_document", "outward_config", "outward_document", "outward_secrets", "shipping", "residence", "accounts",
     "landlock", "memory", "sealing", "canonical", "keys", "dsse", "evidence_document", "thumbprint", "oauth_config",
-    "oauth_document", "stopping", "knocking", "halting", "denial", "policies", "disguises", "approval_prompt", "signed_answer",
-    "approvals_config", "approvals_document", "screening", "places", "turns",
+    "oauth_document", "stopping", "knocking", "halting", "denial", "policies", "disguises", "approvals",
+    "screening", "places", "turns",
 }  # fmt: skip
 FRONT_DOORS = frozenset({"gateway", "delegate", "cli"})
 PROCESSES = frozenset({"broker", "ledger", "store"})
-TOP = frozenset({"call", "app", "launch", "confine", "brokering", "given", "operating", "witnessing", "telling"})
+TOP = frozenset({"call", "app", "launch", "confine", "brokering", "given", "operating", "witnessing"})
 ONLY_UNDER = {
     "docker": {"broker"},
     "pyroute2": {"broker"},
@@ -56,7 +56,7 @@ ALLOWED = {
     ("evidence_document", "profile"),
     ("oauth_document", "profile"),
     ("policies", "profile"),
-    ("approvals_document", "profile"),
+    ("approvals", "profile"),
     # What a person is asked about says a call's profile in the profile's own sentences.
     ("admission", "profile"),
     # Each kind of credential brings the strict model of its own options.
@@ -146,7 +146,7 @@ def test_the_ledger_imports_no_stage() -> None:
 
 
 def test_the_spine_imports_stages_and_nothing_above() -> None:
-    assert broken({"call": GROUND | STAGES, "app": GROUND | STAGES | {"call", "brokering", "launch", "telling"}}) == []
+    assert broken({"call": GROUND | STAGES, "app": GROUND | STAGES | {"call", "brokering", "launch"}}) == []
 
 
 def test_front_doors_do_not_import_each_other_or_the_privileged_process() -> None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from fumehood import approval_prompt
+from fumehood.approvals import prompt
 from fumehood.faults import FumehoodError, Refused
 from fumehood.lifecycle import Event
 from fumehood.memory import Memory
@@ -97,19 +97,19 @@ class _Question:
             # Not all that goes to a server is among the arguments: answers to what it did not ask are not.
             detail = "the request has no canonical form, so that no approval could be bound to it"
             raise Refused(Deny(reason=Reason.BAD_REQUEST, rule="approval.binding", detail=detail))
-        self.arguments = approval_prompt.arguments_text(for_people(call.arguments, known))
+        self.arguments = prompt.arguments_text(for_people(call.arguments, known))
         self.fields = self._fields()
         bound = {name: value for name, value in self.fields.items() if name not in ("arguments", "why", "may")}
         need = verdict.need
         names = None if need.approvers is None else sorted(need.approvers)
-        self.binding = approval_prompt.digest_of({**bound, "need": [names, need.count, need.requester]})
+        self.binding = prompt.digest_of({**bound, "need": [names, need.count, need.requester]})
 
     def _fields(self) -> dict[str, Any]:
         from fumehood.profile.explain import sentences
 
         verified = self.verdict.verified
         call, image = verified.call, verified.image
-        cut = approval_prompt.cut
+        cut = prompt.cut
         return {
             "kind": call.kind.value,
             "tool": None if call.tool is None else cut(call.tool),
@@ -120,9 +120,9 @@ class _Question:
             "tenant": cut(call.sender.tenant),
             "uid": call.sender.uid,
             "request": call.request_digest,
-            **approval_prompt.shown_arguments(self.arguments),
+            **prompt.shown_arguments(self.arguments),
             # What is shown has no secrets, and two calls that differ in nothing else are two.
-            "given": approval_prompt.digest_of({"arguments": approval_prompt.arguments_text(call.arguments)}),
+            "given": prompt.digest_of({"arguments": prompt.arguments_text(call.arguments)}),
             "profile": call.profile.name,
             "profile_digest": call.profile.digest,
             "engine": call.profile.engine,
@@ -131,11 +131,11 @@ class _Question:
             "policy": self.verdict.policy,
             "rule": cut(self.verdict.rule),
             "workspace": self._workspace(),
-            "why": approval_prompt.fitting(
+            "why": prompt.fitting(
                 [cut(sentence) for sentence in self.verdict.why], f"fumehood policy explain --task {call.task}",
-                approval_prompt.REASONS_BYTES,
+                prompt.REASONS_BYTES,
             ),
-            "may": approval_prompt.fitting(sentences(call.profile), f"fumehood profile explain {call.profile.name}"),
+            "may": prompt.fitting(sentences(call.profile), f"fumehood profile explain {call.profile.name}"),
         }
 
     def _workspace(self) -> dict[str, Any] | None:
@@ -149,8 +149,8 @@ class _Question:
             detail = f"the workspace: {error.strerror}"
             raise Refused(Deny(reason=Reason.WORKSPACE_UNREADABLE, rule="approval.binding", detail=detail)) from error
         return {
-            "path": approval_prompt.cut(call.workspace_path or "?"), "mode": mode.value, "device": found.st_dev, "inode": found.st_ino,
-            "contents": approval_prompt.NOT_PINNED,
+            "path": prompt.cut(call.workspace_path or "?"), "mode": mode.value, "device": found.st_dev, "inode": found.st_ino,
+            "contents": prompt.NOT_PINNED,
         }  # fmt: skip
 
     def unanswerable(self, approvers: frozenset[str]) -> Deny | None:
@@ -163,11 +163,11 @@ class _Question:
         fit = approvers if need.approvers is None else approvers & need.approvers
         if len(fit) >= need.count:
             return None
-        detail = f"it needs {approval_prompt.needed(need)}, and of those there are {len(fit)}"
+        detail = f"it needs {prompt.needed(need)}, and of those there are {len(fit)}"
         return Deny(reason=Reason.APPROVAL_UNAVAILABLE, rule=self.verdict.rule, detail=detail)
 
     def told(self, waiting: Waiting) -> dict[str, Any]:
-        """As `approval_prompt.lines` takes it."""
+        """As `prompt.lines` takes it."""
         need = self.verdict.need
         names = None if need.approvers is None else sorted(need.approvers)
         return {
@@ -186,7 +186,7 @@ async def _answered(
     waiting = await ports.ledger.approval_ask(call.task, question.binding, need, question.fields, until_epoch_s)
     try:
         told = question.told(waiting)
-        needs = approval_prompt.needed(need)
+        needs = prompt.needed(need)
         await log.event(Event.ASK, approval=waiting.id, binding=waiting.binding, until=waiting.until_s, needs=needs)
         if waiting.is_new:
             await _keep_arguments(question, call.task, ports)
@@ -242,7 +242,7 @@ async def _decided(
 
 async def _keep_arguments(question: _Question, task: str, ports: Ports) -> None:
     """Keep what does not fit the question where an approver can see it. Raises Refused: nobody agrees to what cannot be seen."""
-    if len(question.arguments) <= approval_prompt.ARGUMENTS_BYTES:
+    if len(question.arguments) <= prompt.ARGUMENTS_BYTES:
         return
     with Memory(question.arguments.encode()) as memory:
         memory.seal()
@@ -266,7 +266,7 @@ async def _unpinned(verdict: Verdict, ports: Ports) -> Deny | None:
 
 
 def _refusal(verdict: Verdict, waiting: Waiting, ports: Ports) -> Deny:
-    name, until = waiting.id, approval_prompt.when(waiting.until_s)
+    name, until = waiting.id, prompt.when(waiting.until_s)
     match waiting.state:
         case "denied":
             no = next(vote for vote in waiting.votes if not vote.approves)

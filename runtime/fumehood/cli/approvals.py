@@ -5,7 +5,7 @@ yes at a terminal; without one it wants `--yes` and the binding that was looked 
 for. An agent that runs as this user could run this command in a terminal of its own making: where that matters, approvers have keys,
 and answer by `answer` or a callback (docs/approvals.md). No tool in a box can reach the state folder.
 
-All of it runs without the operator's rights; what a caller wrote reaches a terminal as `approval_prompt` shows it.
+All of it runs without the operator's rights; what a caller wrote reaches a terminal as `approvals.prompt` shows it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def list_(
     from rich import box
     from rich.table import Table
 
-    from fumehood.approval_prompt import when
+    from fumehood.approvals.prompt import when
     from fumehood.cli.records_view import draw, shown
 
     table = Table("id", "kind", "what", "asked by", "state", "until", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -231,9 +231,9 @@ def answer(
 ) -> None:
     """Take a signed answer, whichever way it came."""
     from fumehood import launch
+    from fumehood.approvals.answers import MOST_CHARS
     from fumehood.cli.tasks import ledger_asker
     from fumehood.outward_config import OutwardConfig
-    from fumehood.signed_answer import MOST_CHARS
 
     def read() -> str:
         try:
@@ -260,8 +260,8 @@ def sign(
     """Sign an answer, on any host: good for five minutes, once. Print it, for `approvals answer` or the callback."""
     import secrets
 
+    from fumehood.approvals.answers import LIFETIME_S, made
     from fumehood.gateway.sender_keys import read_private_key
-    from fumehood.signed_answer import LIFETIME_S, made
 
     if decision not in ("approve", "deny"):
         raise FumehoodError(Reason.BAD_REQUEST, f"{decision!r}: expected approve or deny")
@@ -313,7 +313,7 @@ def _answer_at_terminal(doors: _Doors, row: Row) -> None:
 def _write(row: Row) -> None:
     import shutil
 
-    from fumehood.approval_prompt import ARGUMENTS_BYTES, COLUMNS, lines
+    from fumehood.approvals.prompt import ARGUMENTS_BYTES, COLUMNS, lines
 
     columns = min(COLUMNS, shutil.get_terminal_size((COLUMNS, 24)).columns) if sys.stdout.isatty() else COLUMNS
     typer.echo("\n".join(lines(row, ARGUMENTS_BYTES, max(40, columns))))
@@ -321,7 +321,7 @@ def _write(row: Row) -> None:
 
 def _write_arguments(doors: _Doors, row: Row) -> None:
     """All of them, escaped as in the prompt."""
-    from fumehood.approval_prompt import written
+    from fumehood.approvals.prompt import written
 
     question = row["question"]
     text = question.get("arguments")

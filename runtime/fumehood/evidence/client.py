@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 
-from fumehood.approval_prompt import votes_of
+from fumehood.approvals.prompt import votes_of
 from fumehood.asking import Asker
 from fumehood.evidence.facts import DETAIL_CHARS, bounded, listed, plain, short, text
 from fumehood.faults import LedgerGone

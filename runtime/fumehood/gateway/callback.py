@@ -11,9 +11,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fumehood.approvals.answers import MOST_CHARS, UnfitError, opened
 from fumehood.faults import FumehoodError, Refused
 from fumehood.ports import Ports
-from fumehood.signed_answer import MOST_CHARS, UnfitError, opened
 
 MOST_BYTES = MOST_CHARS
 AT_ONCE = 8

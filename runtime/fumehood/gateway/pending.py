@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 
-from fumehood.approval_prompt import lines
+from fumehood.approvals.prompt import lines
 from fumehood.gateway.exchange import Questions, Relay
 from fumehood.gateway.peer import Channel, Client
 from fumehood.gateway.protocol import NAME, SERVER_KEY, GatewayError

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fumehood import signed_answer, wire
+from fumehood import wire
+from fumehood.approvals import answers
 from fumehood.faults import Refused
 from fumehood.ledger.attesting import Chain
 from fumehood.model import Deny, task_id
@@ -115,8 +116,8 @@ class Approving:
         """The word of whoever signed it."""
         keys = {name: value for name, kind, value in self.approvers if kind == "key"}
         try:
-            answer = signed_answer.opened(text, keys, self.audience, at_s)
-        except signed_answer.UnfitError as error:
+            answer = answers.opened(text, keys, self.audience, at_s)
+        except answers.UnfitError as error:
             raise Refused(Deny(reason=Reason.ANSWER_UNFIT, rule="approval.answer", detail=str(error))) from error
         voter = Voter(approver=answer.approver, how="signed", kid=answer.kid)
         # First: what cannot be taken again must not be taken for an answer that was already.

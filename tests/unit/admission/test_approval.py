@@ -14,8 +14,8 @@ import anyio.lowlevel
 import pytest
 
 import fakes
-from fumehood import approval_prompt
 from fumehood.admission import approval, verify
+from fumehood.approvals import prompt
 from fumehood.lifecycle import Event
 from fumehood.model import (
     Decision,
@@ -146,7 +146,7 @@ async def test_a_call_waits_for_its_approver_and_its_grant_names_who_it_was() ->
     assert (vote.approver, vote.how, vote.reason, vote.identity) == ("alice", "signed", "looks fine", "key:k")
     assert [event for event, _ in world.log.events] == [Event.ASK]
     assert world.log.events[0][1]["binding"] == found.approval.binding
-    assert "it pushes" in "\n".join(approval_prompt.lines(client.told[0]))
+    assert "it pushes" in "\n".join(prompt.lines(client.told[0]))
 
 
 async def test_a_call_that_nobody_decides_is_told_how_it_goes_on_and_the_same_request_goes_on() -> None:
@@ -237,7 +237,7 @@ async def test_a_workspace_is_said_not_to_be_pinned(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     question = asked_about(swapped(verdict, profile=mounted, workspace_fd=fd, workspace_path="/srv/w"))
     os.close(fd)
-    shown = "\n".join(approval_prompt.lines({"id": "x", "until": 1.0, "binding": "b", "question": question.fields, "need": {
+    shown = "\n".join(prompt.lines({"id": "x", "until": 1.0, "binding": "b", "question": question.fields, "need": {
         "approvers": None, "count": 1, "requester": False}}))  # fmt: skip
     assert "/srv/w (ro), contents not pinned" in shown
 
@@ -353,8 +353,8 @@ async def test_an_approver_told_of_a_megabyte_of_arguments_sees_how_much_is_left
     (data, _), = world.ledger.kept_bytes.values()
     assert json.loads(data) == arguments
     assert (verdict.verified.call.task, Keeping.ARGUMENTS) in world.ledger.kept_bytes
-    shown = "\n".join(approval_prompt.lines(told[0]))
-    left = len(data) - approval_prompt.ARGUMENTS_BYTES
+    shown = "\n".join(prompt.lines(told[0]))
+    left = len(data) - prompt.ARGUMENTS_BYTES
     assert f"{left} bytes are left out: `fumehood approvals show {told[0]['id']} --arguments`" in shown
 
 

@@ -10,10 +10,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import fakes
+from fumehood.approvals.answers import made
 from fumehood.gateway.callback import AT_ONCE, Callback
 from fumehood.gateway.http_head import Answered, Refusal, Rules, judge
 from fumehood.ports import Approvals, Ports
-from fumehood.signed_answer import made
 from fumehood.thumbprint import text_of
 
 ALICE = Ed25519PrivateKey.generate()

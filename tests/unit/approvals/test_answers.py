@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from joserfc import jws
 from joserfc.jwk import OKPKey
 
-from fumehood import signed_answer
-from fumehood.signed_answer import TYPE, UnfitError, made, opened
+from fumehood.approvals import answers
+from fumehood.approvals.answers import TYPE, UnfitError, made, opened
 from fumehood.thumbprint import text_of, thumbprint
 
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
@@ -26,7 +26,7 @@ CLAIMS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def read(text: str, now_s: float = NOW) -> signed_answer.Answer:
+def read(text: str, now_s: float = NOW) -> answers.Answer:
     return opened(text, KEYS, "fumehood", now_s)
 
 
@@ -80,7 +80,7 @@ def test_nothing_is_parsed_that_no_approver_signed(monkeypatch: pytest.MonkeyPat
         raise AssertionError("parsed")
 
     forged = made(Ed25519PrivateKey.generate().sign, CLAIMS)
-    monkeypatch.setattr(signed_answer, "_object", parsed)
+    monkeypatch.setattr(answers, "_object", parsed)
     with pytest.raises(UnfitError, match="no approver's key"):
         read(forged)
 

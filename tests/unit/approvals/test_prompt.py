@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fumehood import approval_prompt
-from fumehood.approval_prompt import ARGUMENTS_BYTES, arguments_text, cut, fitting, lines, shown_arguments
+from fumehood.approvals import prompt
+from fumehood.approvals.prompt import ARGUMENTS_BYTES, arguments_text, cut, fitting, lines, shown_arguments
 from fumehood.disguises import unmistakable
 from fumehood.permission import Need
 
@@ -78,9 +78,9 @@ def test_a_line_that_a_terminal_would_fold_is_folded_and_marked() -> None:
     found = list(lines(row, ARGUMENTS_BYTES, 80))
     assert all(len(line) <= 80 for line in found)
     assert not any(line.startswith(pretence) for line in found)
-    wide = list(approval_prompt.folded("\u4f60" * 100, 80))
-    assert [len(piece) for piece in wide[:2]] == [40, len(approval_prompt.FOLDED) + 33]
-    assert "".join(piece.removeprefix(approval_prompt.FOLDED) for piece in wide) == "\u4f60" * 100
+    wide = list(prompt.folded("\u4f60" * 100, 80))
+    assert [len(piece) for piece in wide[:2]] == [40, len(prompt.FOLDED) + 33]
+    assert "".join(piece.removeprefix(prompt.FOLDED) for piece in wide) == "\u4f60" * 100
 
 
 def test_an_escaped_backslash_is_no_letter() -> None:
@@ -124,6 +124,6 @@ def test_a_long_text_and_a_long_profile_say_what_is_left_out() -> None:
 
 
 def test_who_must_agree_is_said_in_words() -> None:
-    assert approval_prompt.needed(Need()) == "any approver"
-    assert approval_prompt.needed(Need(approvers=frozenset({"bob", "alice"}), count=2)) == "2 of: alice or bob"
-    assert "the requester's own confirmation" in approval_prompt.needed(Need(requester=True))
+    assert prompt.needed(Need()) == "any approver"
+    assert prompt.needed(Need(approvers=frozenset({"bob", "alice"}), count=2)) == "2 of: alice or bob"
+    assert "the requester's own confirmation" in prompt.needed(Need(requester=True))

@@ -9,8 +9,8 @@ import json
 
 import pytest
 
-from fumehood.approval_prompt import shown_arguments
-from fumehood.telling import SHOWN_ARGUMENTS, body_of, key_of, signed
+from fumehood.approvals.prompt import shown_arguments
+from fumehood.approvals.webhook import SHOWN_ARGUMENTS, body_of, key_of, signed
 
 QUESTION = {
     "kind": "tool", "tool": "\x1b[2J", "server": "git", "front_door": "gateway", "session": None, "sender": "root", "tenant": "local",

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from fumehood.approvals_config import AUDIENCE, EXPIRE_S, WAIT_S, ApprovalsConfig
+from fumehood.approvals.config import AUDIENCE, EXPIRE_S, WAIT_S, ApprovalsConfig
 from fumehood.outward_config import WebhookConfig
 from fumehood.outward_document import source_of, wrong_source
 from fumehood.profile.fields import Name, Strict, checked, duration, expected, matching

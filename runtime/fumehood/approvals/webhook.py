@@ -26,7 +26,7 @@ from typing import Any
 
 import anyio
 
-from fumehood.approval_prompt import lines
+from fumehood.approvals.prompt import lines
 from fumehood.faults import FumehoodError
 from fumehood.ports import Clock, Ledger
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fumehood import config, launch
-from fumehood.approvals_config import ApprovalsConfig
+from fumehood.approvals.config import ApprovalsConfig
 from fumehood.faults import FumehoodError
 from fumehood.outward_config import SecretSource, WebhookConfig
 
@@ -75,7 +75,7 @@ def chosen(**approvals: Any) -> dict[str, Any]:
 
 
 def test_the_guides_section_is_a_configuration() -> None:
-    guide = Path(__file__).resolve().parents[2] / "docs" / "approvals.md"
+    guide = Path(__file__).resolve().parents[3] / "docs" / "approvals.md"
     (text,) = re.findall(r"```yaml\n# config: fumehood.yaml\n(.*?)```", guide.read_text(), re.DOTALL)
     found = config.parse(text, "fumehood.yaml").approvals
     assert found is not None
