@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mcp import Client, StdioServerParameters
 from mcp_types import ElicitResult
 
-from asking import asks, at_terminal, listed, program, waiting
 from fumehood.approvals.answers import made
 from fumehood.thumbprint import text_of
 from lab import Lab, lab_for
 from live_gateway import META, configure, live_gateway, napping
+from people import asks, at_terminal, listed, program, waiting
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 ALICE = Ed25519PrivateKey.generate()

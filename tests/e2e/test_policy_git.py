@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from asking import at_terminal, waiting
 from lab import Lab, lab_for
 from live_gateway import configure, live_gateway
+from people import at_terminal, waiting
 
 pytestmark = pytest.mark.root
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from asking import asks, at_terminal, listed, program, waiting
 from fumehood.approvals.answers import made
 from fumehood.thumbprint import text_of
 from lab import Lab, lab_for
 from live_gateway import LiveGateway, configure, live_gateway, napping, naps
+from people import asks, at_terminal, listed, program, waiting
 
 pytestmark = pytest.mark.root
 ALICE = Ed25519PrivateKey.generate()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asking import asks, at_terminal, program, waiting
+from people import asks, at_terminal, program, waiting
 from userlab import UserLab
 
 pytestmark = pytest.mark.root
