@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ import anyio
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' own fakes and signer
 
 from fakes import call, new_task, ports
-from fumehood.admission import approval, policy, verify
+from fumehood.admission import approval, deciding, screen, verify
 from fumehood.app import SystemClock
 from fumehood.evidence.client import LedgerClient
 from fumehood.gateway import frames, strict_json
@@ -24,10 +24,10 @@ from fumehood.gateway.proofs import CHALLENGE_KEY, Proofs
 from fumehood.gateway.schema import Schema
 from fumehood.gateway_config import EnvelopeConfig
 from fumehood.lifecycle import Event
-from fumehood.model import ArgumentBounds, Deny, Image, Kind, Outcome, Result, Sender, ToolCall
+from fumehood.model import ArgumentBounds, Deny, Image, Kind, Outcome, Result, Sender, ToolCall, Verified
 from fumehood.policies.booking import account_of
-from fumehood.policies.policy import default
-from fumehood.ports import Ledger, SenderKey
+from fumehood.policies.policy import Policy, default
+from fumehood.ports import Ledger, Opened, SenderKey
 from ledgers import SERVE, Running, client, running
 from signed import Signer
 
@@ -74,7 +74,7 @@ class Admitting:
         async with client(ledger) as worker:
             proofs = Proofs(EnvelopeConfig, worker, SystemClock())
             alone = Proofs(EnvelopeConfig, _Remembering(worker, self.signer.known()), SystemClock())
-            found: dict[str, list[float]] = {"the envelope alone": [], "the whole": []}
+            found: dict[str, list[float]] = {"the envelope alone": [], "until it is verified": [], "the whole": []}
             for number in range(rounds + 20):
                 kept = found if number >= 20 else {name: [] for name in found}
                 text = frames.read(self.frame(alone)).params
@@ -83,13 +83,15 @@ class Admitting:
                 kept["the envelope alone"].append((time.perf_counter() - began) * 1e3)
                 frame = self.frame(proofs)
                 began = time.perf_counter()
-                task = await self._admitted(proofs, worker, frame)
+                verified, known = await self._verified(proofs, worker, frame)
+                kept["until it is verified"].append((time.perf_counter() - began) * 1e3)
+                task = await self._granted(verified, known, worker)
                 kept["the whole"].append((time.perf_counter() - began) * 1e3)
                 await worker.close(Outcome(task=task, result=Result.OK))
             return found
 
-    async def _admitted(self, proofs: Proofs, worker: LedgerClient, frame: bytes) -> str:
-        """A request's way to its grant, as the gateway and the spine go it."""
+    async def _verified(self, proofs: Proofs, worker: LedgerClient, frame: bytes) -> tuple[Verified, Known]:
+        """A request's way to its record and through the first stage, as the gateway and the spine go it."""
         request = frames.read(frame)
         params: dict[str, Any] = request.params
         origin = await proofs.admit(self.sender, "c", METHOD, params)
@@ -102,12 +104,26 @@ class Admitting:
         opened = await worker.open(wanted, account_of(wanted, default().config))
         verified = verify.check(wanted, _OneImage())
         assert not isinstance(verified, Deny)
-        judge = partial(policy.evaluate, verified, booked=opened.booked, owner_uid=0)
-        verdict = judge(default(), now_s=time.time())
+        return verified, Known(default(), opened)
+
+    async def _granted(self, verified: Verified, known: Known, worker: LedgerClient) -> str:
+        """The rest of the way: searched for secrets, decided, and nobody asked."""
+        through = ports(cast("Ledger", worker))
+        screened = screen.check(verified, (), through.known)
+        assert not isinstance(screened, Deny)
+        verdict = deciding.judged(screened, known, through)
         assert not isinstance(verdict, Deny)
-        nobody = _Silent()
-        assert not isinstance(await approval.settle(verdict, judge, None, nobody, ports(cast("Ledger", worker))), Deny)
-        return wanted.task
+        again = partial(deciding.judged_again, screened, known, through)
+        assert not isinstance(await approval.settle(verdict, again, None, _Silent(), through), Deny)
+        return verified.call.task
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the record's log has that a call is decided by."""
+
+    policy: Policy
+    opened: Opened
 
 
 class _Silent:
