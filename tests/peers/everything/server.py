@@ -12,13 +12,12 @@ import warnings
 
 import anyio
 import mcp_types as types
+from asking import MID_CALL, ROUNDS, ask_or_finish, needs_sampling
 from content import ANSWERS, INPUT_SCHEMAS, PROMPTS, RESOURCES, STATIC, TEMPLATES, messages, template, text
 from mcp import MCPError
 from mcp.server.caching import CacheHint
 from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, PromptsListChanged, ToolsListChanged
-
-from asking import MID_CALL, ROUNDS, ask_or_finish, needs_sampling
 
 bus = InMemorySubscriptionBus()
 
