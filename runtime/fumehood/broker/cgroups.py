@@ -203,9 +203,12 @@ class Group:
         return {"cpu_quota_us": quota, "memory_bytes": memory, "pids": _number(self._folder("pids"), "pids.max") - 1}
 
     def add(self, pid: int) -> None:
-        """Move a process in, in every tree."""
-        for folder in self.folders.values():
-            _write(folder, "cgroup.procs", pid)
+        """Move a process in, in every tree. Raises BoxFailed(BOX_DIED) when it has ended."""
+        try:
+            for folder in self.folders.values():
+                _write(folder, "cgroup.procs", pid)
+        except ProcessLookupError as error:
+            raise BoxFailed(Reason.BOX_DIED, "the process ended before it was under its limits") from error
 
     def holds(self, pid: int) -> bool:
         """Whether the kernel has this process in every one of our directories."""

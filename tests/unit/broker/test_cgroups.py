@@ -93,3 +93,19 @@ def test_what_a_killed_runtime_left_in_any_tree_is_swept() -> None:
         folder.mkdir(parents=True)
     assert cgroups.remove_tree(trees, runtime) == ["task"]
     assert not any(folder.exists() for folder in trees.everywhere(f"fumehood/{runtime}"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: real cgroups")
+def test_an_init_that_was_killed_before_it_was_under_its_limits_is_a_box_that_died() -> None:
+    trees = cgroups.find_trees()
+    name = f"fumehood/test-{os.getpid()}-dead/t"
+    group = Group.make(trees, name, cpu=1.0, memory_bytes=2**26, pids=8)
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(pid, 0)
+    try:
+        with pytest.raises(BoxFailed) as failed:
+            group.add(pid)
+        assert failed.value.reason is Reason.BOX_DIED
+    finally:
+        assert group.remove()
+        cgroups.remove_parent(trees, f"test-{os.getpid()}-dead")
