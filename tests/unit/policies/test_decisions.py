@@ -76,6 +76,13 @@ def test_an_error_while_a_policy_is_evaluated_denies_though_cedar_would_pass_it_
     assert found.reason is Reason.POLICY_FAILED
 
 
+def test_an_error_for_one_action_alone_denies_and_does_not_ask() -> None:
+    by = of(PERMIT, OVERFLOW.replace("action,", 'action == Action::"call",'))
+    found = judged(by, a_call({"n": LAST}))
+    assert isinstance(found, Deny), "an approver must not be asked about what could not be judged"
+    assert found.reason is Reason.POLICY_FAILED
+
+
 @given(n=st.integers() | st.floats(allow_nan=False) | st.text() | st.booleans() | st.none())
 @settings(max_examples=60, deadline=None)
 def test_no_argument_makes_a_policy_that_errs_allow(n: Any) -> None:
